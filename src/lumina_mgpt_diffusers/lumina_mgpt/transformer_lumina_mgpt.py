@@ -1,0 +1,189 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The autoregressive transformer of Lumina-mGPT: transformers' Chameleon without its VQ model and its logit mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from transformers.cache_utils import Cache
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
+
+from .kv_cache import SlotCache
+
+
+class LuminaMGPTRotaryEmbedding(ChameleonRotaryEmbedding):
+    """Rotary embedding whose frequencies stay float32 when the model is cast: rounded ones move logits by about 1."""
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> LuminaMGPTRotaryEmbedding:
+        exact = {name: buffer for name, buffer in self._buffers.items() if not buffer.is_meta}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
+
+class ExpandNormRows(ConversionOps):
+    """
+    Gives every head its own row of a q- or k-norm.
+
+    Original checkpoints hold one row per shard of tensor-parallel training, `(rows, head_dim)`, shared by the heads of
+    that shard; the model holds `(num_heads, head_dim)`.
+    """
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        model: nn.Module,
+        full_layer_name: str,
+        **kwargs,
+    ) -> dict[str, torch.Tensor]:
+        (tensors,) = input_dict.values()
+        tensor = tensors[0] if isinstance(tensors, list) else tensors
+        num_heads = model.get_parameter(full_layer_name).shape[0]
+        return {target_patterns[0]: tensor.repeat_interleave(num_heads // tensor.shape[0], dim=0)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        # On disk every head keeps its row, as stock transformers expects, and expanding that changes nothing.
+        return self
+
+
+class LuminaMGPTTransformer(ChameleonForConditionalGeneration):
+    r"""
+    The decoder-only transformer of Lumina-mGPT (https://huggingface.co/papers/2408.02657).
+
+    It differs from [`~transformers.ChameleonForConditionalGeneration`] where Lumina-mGPT does: it may emit image
+    tokens, and its VQ model is a component of its own. `from_pretrained` loads the released checkpoints as they are
+    (one q/k-norm row per training shard, with or without `model.vqmodel.*` weights) as well as what `save_pretrained`
+    writes, a Chameleon checkpoint that stock transformers can read.
+
+    Args:
+        config ([`~transformers.ChameleonConfig`]): The configuration of the model.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"model\.vqmodel\."]
+
+    def __init__(self, config: ChameleonConfig) -> None:
+        super().__init__(config)
+        del self.model.vqmodel
+        self.model.rotary_emb = LuminaMGPTRotaryEmbedding(config)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        logits_range: tuple[int, int] | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, query_length)`, *optional*):
+                Token ids. Exactly one of `input_ids` and `inputs_embeds` is needed.
+            attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*):
+                1 for tokens, 0 for padding. Not needed with a [`SlotCache`].
+            position_ids (`torch.LongTensor` of shape `(batch_size, query_length)`, *optional*):
+                Position of each token in its sequence; with a [`SlotCache`] also the slot that it is written to.
+            past_key_values ([`~transformers.Cache`], *optional*):
+                Keys and values of earlier forwards.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, query_length, hidden_size)`, *optional*):
+                Embedded tokens instead of `input_ids`.
+            labels (`torch.LongTensor` of shape `(batch_size, query_length)`, *optional*):
+                Token ids to learn, -100 where there is nothing to learn.
+            use_cache (`bool`, *optional*):
+                Whether to make a cache if none is given.
+            logits_to_keep (`int` or `torch.Tensor`, defaults to 0):
+                Number of last positions, or the indices, to compute logits for; 0 for all.
+            logits_range (`tuple[int, int]`, *optional*):
+                Compute only the logits of the token ids `[first, stop)`.
+
+        Returns:
+            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: `logits` are of shape
+            `(batch_size, kept_length, vocab_size or stop - first)`.
+        """
+        if isinstance(past_key_values, SlotCache):
+            past_key_values.positions = position_ids
+            attention_mask = self._slot_mask(past_key_values)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        # On CPU, a strided input makes the bfloat16 head 20 times slower.
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep).contiguous()
+        logits = self._head(hidden_states, logits_range)
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _slot_mask(self, cache: SlotCache) -> torch.Tensor | BlockMask:
+        """What each query may see of the cache, in the form that the attention implementation takes."""
+        implementation = self.config._attn_implementation
+        if implementation == "flex_attention":
+            positions = cache.positions
+            return create_block_mask(
+                lambda batch, head, query, slot: slot <= positions[batch, query],
+                B=positions.shape[0],
+                H=None,
+                Q_LEN=positions.shape[1],
+                KV_LEN=cache.visible_length,
+                device=positions.device,
+            )
+        visible = cache.visibility()
+        if implementation == "eager":
+            hidden = torch.finfo(self.dtype).min
+            return torch.zeros_like(visible, dtype=self.dtype).masked_fill(~visible, hidden)
+        return visible
+
+    def _head(self, hidden_states: torch.Tensor, logits_range: tuple[int, int] | None) -> torch.Tensor:
+        head = self.lm_head
+        if logits_range is None:
+            return head(hidden_states)
+        first, stop = logits_range
+        weight = head.weight
+        # Rows of the weight may only be taken where calling the head would do just `hidden @ weight.T`: not if it is a
+        # quantised or LoRA layer, nor if a hook moves or casts its weight when it is called.
+        is_plain = type(head) is nn.Linear and type(weight) is nn.Parameter and "forward" not in head.__dict__
+        if is_plain and weight.device == hidden_states.device and weight.dtype == hidden_states.dtype:
+            return F.linear(hidden_states, weight[first:stop])
+        return head(hidden_states)[..., first:stop]
+
+
+register_checkpoint_conversion_mapping(
+    LuminaMGPTTransformer.__name__,
+    [
+        WeightConverter(rf"self_attn.{norm}.{kind}", rf"self_attn.{norm}.{kind}", operations=[ExpandNormRows()])
+        for norm in ("q_norm", "k_norm")
+        for kind in ("weight", "bias")
+    ],
+    overwrite=True,
+)

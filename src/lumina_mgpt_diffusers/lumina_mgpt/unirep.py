@@ -1,0 +1,292 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+UniRep: one image as a sequence of tokens (Lumina-mGPT, https://huggingface.co/papers/2408.02657, section 3.1).
+
+An image of `rows x columns` codes is written `[start, height tag, width tag, row, row end, ..., row, row end, end]`. The
+size tags count the 32-px grids of each side, so the size is part of the sequence and any aspect ratio can be read back.
+This module is the only place that translates between **codes** (what the VQ model knows) and **token ids** (what the
+transformer knows). It knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+GRID_SIZE = 32
+"""Pixels that one step of a size tag stands for."""
+
+MAX_ASPECT_RATIO = 4.0
+
+START_TOKEN = "<racm3:break>"
+END_TOKEN = "<eoss>"
+ROW_END_TOKEN = "<reserved08799>"
+SEPARATOR_TOKEN = "<reserved08706>"
+
+_DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
+
+
+def code_token(code: int) -> str:
+    """Name of the token of a VQ code: its decimal digits written as letters, so that 10 is `IMGIMGBAZ`."""
+    return f"IMGIMG{str(code).translate(_DIGITS_TO_LETTERS)}Z"
+
+
+def size_tag_token(num_grids: int) -> str:
+    """Name of the token that says that a side of an image is `num_grids` grids of 32 px long."""
+    return f"<reserved{8800 + num_grids:05d}>"
+
+
+def trained_sizes(base_size: int) -> list[tuple[int, int]]:
+    """
+    The image sizes a checkpoint was trained on: all grids of at most `(base_size / 32)²` cells that cannot be made
+    wider at the same height or the reverse, with an aspect ratio of at most 4.
+
+    Args:
+        base_size (`int`): Side of the square image of the same area, in pixels: 512, 768 or 1024.
+
+    Returns:
+        `list[tuple[int, int]]`: `(height, width)` in pixels, from the widest to the tallest.
+    """
+    cells = (base_size // GRID_SIZE) ** 2
+    sizes = []
+    for width in range(cells, 0, -1):
+        # The staircase under the curve height * width = cells: heights that the next wider grid cannot have.
+        for height in range(max(cells // (width + 1), 1), cells // width + 1):
+            if max(height, width) <= MAX_ASPECT_RATIO * min(height, width):
+                sizes.append((height * GRID_SIZE, width * GRID_SIZE))
+    return sizes
+
+
+def nearest_size(height: int, width: int, base_size: int) -> tuple[int, int]:
+    """
+    The trained size whose aspect ratio is nearest to that of an image, as the original chooses it.
+
+    Args:
+        height (`int`), width (`int`): Size of the image in pixels.
+        base_size (`int`): Base size of the checkpoint in pixels.
+
+    Returns:
+        `tuple[int, int]`: `(height, width)` in pixels.
+    """
+
+    def closeness(size: tuple[int, int]) -> tuple[float, int, int]:
+        ratios = (size[0] / height, size[1] / width)
+        return (min(ratios) / max(ratios), size[1], size[0])
+
+    return max(trained_sizes(base_size), key=closeness)
+
+
+def fill_missing_codes(codes: torch.LongTensor) -> torch.LongTensor:
+    """
+    Fill the -1 in `codes`, `(..., rows, columns)`, of an unfinished image: with the code above, in the first row with
+    the code to the left, and with code 0 where there is neither.
+    """
+    codes = codes.clone()
+    for column in range(codes.shape[-1]):
+        left = codes[..., 0, column - 1] if column else 0
+        codes[..., 0, column] = torch.where(codes[..., 0, column] < 0, left, codes[..., 0, column])
+    for row in range(1, codes.shape[-2]):
+        codes[..., row, :] = torch.where(codes[..., row, :] < 0, codes[..., row - 1, :], codes[..., row, :])
+    return codes
+
+
+class MalformedImageError(ValueError):
+    """A token sequence that is not a UniRep image. The message says what is wrong and at which index."""
+
+
+@dataclass(frozen=True)
+class ImageVocabulary:
+    """
+    The token ids of the image language of one checkpoint.
+
+    The ids are read from token names, never assumed: the order of the code tokens is a property of the tokenizer file.
+
+    Args:
+        code_ids (`torch.LongTensor` of shape `(num_codes,)`): Token id of each VQ code.
+        size_tag_ids (`tuple[int, ...]`): Token id of the size tag of 1, 2, … grids.
+        start_id (`int`), end_id (`int`), row_end_id (`int`), separator_id (`int`):
+            Ids of the tokens that open and close an image, close a row of codes, and close a turn.
+        patch_size (`int`): Pixels per code, the stride of the VQ model.
+    """
+
+    code_ids: torch.LongTensor
+    size_tag_ids: tuple[int, ...]
+    start_id: int
+    end_id: int
+    row_end_id: int
+    separator_id: int
+    patch_size: int = 16
+
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer: PreTrainedTokenizerBase, num_codes: int, patch_size: int = 16
+    ) -> ImageVocabulary:
+        """Read the ids from the names in a tokenizer. Raises `ValueError` if a name is missing."""
+
+        def lookup(names: list[str]) -> list[int | None]:
+            ids = tokenizer.convert_tokens_to_ids(names)
+            return [None if id == tokenizer.unk_token_id else id for id in ids]
+
+        return cls._from_lookup(lookup, num_codes, patch_size, "tokenizer")
+
+    @classmethod
+    def from_names(cls, names: Mapping[str, int], num_codes: int, patch_size: int = 16) -> ImageVocabulary:
+        """Read the ids from a `vocabulary_map` as Chameleon configs hold it. Raises `ValueError` if one is missing."""
+        return cls._from_lookup(lambda keys: [names.get(key) for key in keys], num_codes, patch_size, "vocabulary_map")
+
+    @classmethod
+    def _from_lookup(
+        cls, lookup: Callable[[list[str]], list[int | None]], num_codes: int, patch_size: int, source: str
+    ) -> ImageVocabulary:
+        control_names = [START_TOKEN, END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN]
+        control_ids = lookup(control_names)
+        code_ids = lookup([code_token(code) for code in range(num_codes)])
+        missing = [name for name, id in zip(control_names, control_ids) if id is None]
+        missing += [code_token(code) for code, id in enumerate(code_ids) if id is None]
+        if missing:
+            raise ValueError(
+                f"The `{source}` is not that of a Lumina-mGPT checkpoint with {num_codes} codes: it lacks"
+                f" {len(missing)} of the needed tokens, the first of them {missing[0]!r}."
+            )
+        size_tag_ids = []
+        for id in lookup([size_tag_token(grids) for grids in range(1, 200)]):
+            if id is None:
+                break
+            size_tag_ids.append(id)
+        start_id, end_id, row_end_id, separator_id = control_ids
+        return cls(
+            code_ids=torch.tensor(code_ids),
+            size_tag_ids=tuple(size_tag_ids),
+            start_id=start_id,
+            end_id=end_id,
+            row_end_id=row_end_id,
+            separator_id=separator_id,
+            patch_size=patch_size,
+        )
+
+    @property
+    def num_codes(self) -> int:
+        return len(self.code_ids)
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The smallest range of token ids `[first, stop)` that holds every code."""
+        return int(self.code_ids.min()), int(self.code_ids.max()) + 1
+
+    @property
+    def codes_per_grid(self) -> int:
+        return GRID_SIZE // self.patch_size
+
+    @property
+    def max_side(self) -> int:
+        """Longest side, in pixels, for which the tokenizer has a size tag."""
+        return len(self.size_tag_ids) * GRID_SIZE
+
+    def prefix(self, height: int, width: int) -> list[int]:
+        """Token ids `[start, height tag, width tag]` that open an image of `height x width` pixels."""
+        return [
+            self.start_id,
+            self.size_tag_ids[height // GRID_SIZE - 1],
+            self.size_tag_ids[width // GRID_SIZE - 1],
+        ]
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """Number of tokens of an image of `height x width` pixels, from start to end."""
+        return (height // self.patch_size) * (width // self.patch_size + 1) + 4
+
+    def to_tokens(self, codes: torch.LongTensor) -> torch.LongTensor:
+        """
+        Write an image as tokens.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(rows, columns)`): VQ codes of the image.
+
+        Returns:
+            `torch.LongTensor` of shape `(rows * (columns + 1) + 4,)`: The token ids.
+
+        Raises:
+            `ValueError`: If the codes are not a grid of whole 32-px cells, or not all in `[0, num_codes)`.
+        """
+        if codes.ndim != 2:
+            raise ValueError(f"`codes` have to be of shape (rows, columns) but are of shape {tuple(codes.shape)}.")
+        rows, columns = codes.shape
+        grids = []
+        for name, side in (("rows", rows), ("columns", columns)):
+            if side % self.codes_per_grid or not 0 < side // self.codes_per_grid <= len(self.size_tag_ids):
+                raise ValueError(
+                    f"The number of {name} of `codes` has to be a multiple of {self.codes_per_grid} of at most"
+                    f" {len(self.size_tag_ids) * self.codes_per_grid} but is {side}."
+                )
+            grids.append(side // self.codes_per_grid)
+        if codes.min() < 0 or codes.max() >= self.num_codes:
+            raise ValueError(
+                f"`codes` have to be in [0, {self.num_codes}) but range from {int(codes.min())} to {int(codes.max())}."
+            )
+        ids = self.code_ids.to(codes.device)[codes]
+        row_ends = ids.new_full((rows, 1), self.row_end_id)
+        head = ids.new_tensor([self.start_id, *(self.size_tag_ids[n - 1] for n in grids)])
+        return torch.cat([head, torch.cat([ids, row_ends], dim=1).flatten(), ids.new_tensor([self.end_id])])
+
+    def to_codes(self, token_ids: Sequence[int] | torch.LongTensor) -> torch.LongTensor:
+        """
+        Read an image back from its tokens.
+
+        Args:
+            token_ids (`Sequence[int]` or `torch.LongTensor` of shape `(length,)`):
+                One whole image, from the start to the end token.
+
+        Returns:
+            `torch.LongTensor` of shape `(rows, columns)`: The VQ codes.
+
+        Raises:
+            [`MalformedImageError`]: If the sequence is anything but one whole image: wrong length, a token where it
+                may not stand, a missing row end or end, a size tag that is none.
+        """
+        ids = torch.as_tensor(token_ids, dtype=torch.long).cpu()
+        if ids.ndim != 1:
+            raise MalformedImageError(f"`token_ids` have to be one sequence but are of shape {tuple(ids.shape)}.")
+        if len(ids) < 4:
+            raise MalformedImageError(f"An image has at least 4 tokens but the sequence has {len(ids)}.")
+        if ids[0] != self.start_id:
+            raise MalformedImageError(f"Index 0 has to hold the start token {self.start_id} but holds {int(ids[0])}.")
+        sides = []
+        for index, name in ((1, "height"), (2, "width")):
+            try:
+                sides.append((self.size_tag_ids.index(int(ids[index])) + 1) * self.codes_per_grid)
+            except ValueError:
+                raise MalformedImageError(
+                    f"Index {index} has to hold the {name} tag, a token id from {self.size_tag_ids[0]} to"
+                    f" {self.size_tag_ids[-1]}, but holds {int(ids[index])}."
+                ) from None
+        rows, columns = sides
+        expected = rows * (columns + 1) + 4
+        if len(ids) != expected:
+            raise MalformedImageError(
+                f"The size tags say {rows}x{columns} codes, {expected} tokens, but the sequence has {len(ids)}."
+            )
+        if ids[-1] != self.end_id:
+            raise MalformedImageError(
+                f"Index {expected - 1} has to hold the end token {self.end_id} but holds {int(ids[-1])}."
+            )
+        grid = ids[3:-1].view(rows, columns + 1)
+        wrong = (grid[:, -1] != self.row_end_id).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise MalformedImageError(
+                f"Index {3 + row * (columns + 1) + columns} has to hold the end of row {row}, {self.row_end_id}, but"
+                f" holds {int(grid[row, -1])}."
+            )
+        sorted_ids, order = self.code_ids.sort()
+        place = torch.searchsorted(sorted_ids, grid[:, :-1].contiguous()).clamp(max=self.num_codes - 1)
+        wrong = (sorted_ids[place] != grid[:, :-1]).nonzero()
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            raise MalformedImageError(
+                f"Index {3 + row * (columns + 1) + column} has to hold a code (row {row}, column {column}) but holds"
+                f" token id {int(grid[row, column])}."
+            )
+        return order[place]
