@@ -451,7 +451,7 @@ class LuminaMGPTPipeline(OriginalCheckpointMixin, DiffusionPipeline):
                 decoder.step()
                 if callback_on_step_end is not None:
                     latents = decoder.codes
-                    callback_kwargs = {name: latents for name in callback_on_step_end_tensor_inputs}
+                    callback_kwargs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
                     step = decoder.num_final - 1
                     outputs = callback_on_step_end(self, step, self.scheduler.timesteps[step], callback_kwargs) or {}
                     decoder.edit(outputs.pop("latents", latents))

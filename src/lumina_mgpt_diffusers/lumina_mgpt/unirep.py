@@ -2,10 +2,10 @@
 """
 UniRep: one image as a sequence of tokens (Lumina-mGPT, https://huggingface.co/papers/2408.02657, section 3.1).
 
-An image of `rows x columns` codes is written `[start, height tag, width tag, row, row end, ..., row, row end, end]`. The
-size tags count the 32-px grids of each side, so the size is part of the sequence and any aspect ratio can be read back.
-This module is the only place that translates between **codes** (what the VQ model knows) and **token ids** (what the
-transformer knows). It knows no model.
+An image of `rows x columns` codes is written `[start, height tag, width tag, row, row end, …, row, row end, end]`. The
+size tags count the 32-px grids of each side, so the size is part of the sequence and any aspect ratio can be read
+back. This module is the only place that translates between **codes** (what the VQ model knows) and **token ids** (what
+the transformer knows). It knows no model.
 """
 
 from __future__ import annotations
