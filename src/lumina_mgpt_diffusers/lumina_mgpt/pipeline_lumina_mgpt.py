@@ -103,7 +103,7 @@ class LuminaMGPTPipeline(OriginalCheckpointMixin, DiffusionPipeline):
 
     @property
     def image_vocabulary(self) -> ImageVocabulary:
-        """Token ids of the image language, by the names in the tokenizer or, without one, in the transformer's config."""
+        """Token ids of the image language, by name from the tokenizer or, without one, the transformer's config."""
         num_codes = self.vqvae.config.num_vq_embeddings
         if self.tokenizer is not None:
             return ImageVocabulary.from_tokenizer(self.tokenizer, num_codes, self.vae_scale_factor)
@@ -250,13 +250,10 @@ class LuminaMGPTPipeline(OriginalCheckpointMixin, DiffusionPipeline):
             check_latents(latents, shape, self.vqvae.config.num_vq_embeddings)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` has to be one of {list(OUTPUT_TYPES)} but is {output_type!r}.")
-        unknown = [
-            name for name in callback_on_step_end_tensor_inputs or [] if name not in self._callback_tensor_inputs
-        ]
+        allowed = self._callback_tensor_inputs
+        unknown = [name for name in callback_on_step_end_tensor_inputs or [] if name not in allowed]
         if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has to be in {self._callback_tensor_inputs}, but found {unknown}"
-            )
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {allowed}, but found {unknown}")
 
     def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
         """

@@ -37,8 +37,8 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
     """
     The sampler of Lumina-mGPT's image codes: classifier-free guidance, top-k, temperature and checked drafts.
 
-    **Noise belongs to the place.** For the code at raster index r a Gumbel vector G[r] over the whole codebook is drawn
-    from the generator of its image. The code is the argmax, over the `top_k` greatest guided logits, of
+    **Noise belongs to the place.** For the code at raster index r a Gumbel vector G[r] over the whole codebook is
+    drawn from the generator of its image. The code is the argmax, over the `top_k` greatest guided logits, of
     `guided / temperature + G[r]`, a sample of the softmax of `guided / temperature` restricted to them. Which code a
     place gets is thus a fixed function of the codes before it.
 
@@ -147,7 +147,8 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             logits (`torch.Tensor` of shape `(..., codebook_size)`): Guided logits, of any floating dtype.
             noise (`torch.Tensor` of shape `(..., codebook_size)`, *optional*):
                 Gumbel noise of the places. Not needed at temperature 0 or a `top_k` of 1.
-            temperature (`float`, *optional*), top_k (`int`, *optional*): Override the configuration; `top_k=0` for all.
+            temperature (`float`, *optional*), top_k (`int`, *optional*):
+                Override the configuration; `top_k=0` for all.
 
         Returns:
             `torch.LongTensor` of shape `(...)`: Codes.
@@ -201,7 +202,8 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
                 Places whose value in `sample` is not to be sampled. They count as confirmed drafts.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 Draws the noise if none is passed: one for all rows or one for each.
-            temperature (`float`, *optional*), top_k (`int`, *optional*): Override the configuration; `top_k=0` for all.
+            temperature (`float`, *optional*), top_k (`int`, *optional*):
+                Override the configuration; `top_k=0` for all.
             return_dict (`bool`, defaults to `True`): Whether to return a [`LuminaMGPTSchedulerOutput`] or a tuple.
 
         Returns:
