@@ -1,0 +1,86 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Tiny checkpoints in the original's format, with the outputs that the original code gives for them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+CHECKPOINT = FIXTURES / "7b_like" / "ckpt"
+TRAINED_CHECKPOINT = FIXTURES / "7b_like_trained" / "ckpt"
+VQGAN = FIXTURES / "vqgan"
+BASE_SIZE = 96
+
+
+def load_pipeline(checkpoint: Path, **kwargs) -> LuminaMGPTPipeline:
+    defaults = {"dtype": torch.float32, "scheduler": LuminaMGPTScheduler(resolution=BASE_SIZE)}
+    pipe = LuminaMGPTPipeline.from_pretrained(checkpoint, original_vqgan=VQGAN, **{**defaults, **kwargs})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def prompts_golden() -> dict:
+    return json.loads((FIXTURES / "7b_like" / "prompts.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def random_pipe() -> LuminaMGPTPipeline:
+    """Random weights. Tests that change a component have to put it back."""
+    return load_pipeline(CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def trained_pipe() -> LuminaMGPTPipeline:
+    """Trained a little: it accepts drafts. Tests that change a component have to put it back."""
+    return load_pipeline(TRAINED_CHECKPOINT, original_tokenizer=CHECKPOINT)
+
+
+@pytest.fixture
+def with_sampler():
+    """Set values of a pipeline's scheduler for the length of a test."""
+    before = []
+
+    def set_values(pipe: LuminaMGPTPipeline, **values) -> LuminaMGPTPipeline:
+        before.append((pipe, pipe.scheduler))
+        pipe.scheduler = LuminaMGPTScheduler.from_config(pipe.scheduler.config, **values)
+        return pipe
+
+    yield set_values
+    for pipe, scheduler in reversed(before):
+        pipe.scheduler = scheduler
+
+
+class CountForwards:
+    """Counts the forwards of a transformer and the tokens that each row of them was fed."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.windows: list[int] = []
+        self._hook = transformer.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        self.windows.append(kwargs["input_ids"].shape[1])
+
+    def __enter__(self) -> "CountForwards":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._hook.remove()
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+
+@pytest.fixture
+def count_forwards():
+    return CountForwards

@@ -1,0 +1,203 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The same codes at every speed, and no forward too many."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import CHECKPOINT, load_pipeline
+from reference import generate, load_stock, make_34b_like
+
+from lumina_mgpt_diffusers import LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation, text_to_image_prompt
+
+
+PROMPTS = [
+    "A red fox in the snow.",
+    "",
+    "a cat",
+    "A long and winding road that leads through green hills, past a mill and two ponds, to a small house by the sea",
+    "sunset, oil painting",
+]
+SIZES = [(96, 96), (64, 128), (128, 64)]
+DRAFTS = [0, 1, 3, 8, 15, 31]
+SAMPLERS = list(itertools.product((1.0, 3.0, 4.0), (0, 0.7, 1.0), (1, 50, 2000, 0)))
+
+
+def codes_of(pipe, prompt, seeds, **kwargs) -> torch.Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(prompt, generator=generators, output_type="latent", **kwargs).images
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["square", "wide", "tall"])
+@pytest.mark.parametrize("draft_init", ["above", "random"])
+@pytest.mark.parametrize("num_drafts", DRAFTS[1:])
+def test_drafts_do_not_change_the_codes(trained_pipe, with_sampler, num_drafts, draft_init, size):
+    kwargs = {"height": size[0], "width": size[1], "seeds": [7]}
+    expected = codes_of(trained_pipe, PROMPTS[0], **kwargs)
+    with_sampler(trained_pipe, num_draft_tokens=num_drafts, draft_init=draft_init)
+    assert torch.equal(codes_of(trained_pipe, PROMPTS[0], **kwargs), expected)
+
+
+@pytest.mark.parametrize("index", range(len(SAMPLERS)), ids=[f"cfg{s[0]}-t{s[1]}-k{s[2]}" for s in SAMPLERS])
+def test_a_prompt_alone_or_in_a_batch_at_any_setting(trained_pipe, with_sampler, index):
+    guidance_scale, temperature, top_k = SAMPLERS[index]
+    height, width = SIZES[index % len(SIZES)]
+    settings = {
+        "height": height,
+        "width": width,
+        "guidance_scale": guidance_scale,
+        "temperature": temperature,
+        "top_k": top_k,
+    }
+    alone = codes_of(trained_pipe, PROMPTS[3], [3], **settings)
+    with_sampler(trained_pipe, num_draft_tokens=DRAFTS[1 + index % (len(DRAFTS) - 1)])
+    batch = codes_of(trained_pipe, PROMPTS, range(5), **settings)
+    assert torch.equal(batch[3], alone[0])
+
+
+@pytest.mark.parametrize("num_drafts", [0, 7])
+def test_images_of_a_prompt_equal_single_calls(trained_pipe, with_sampler, num_drafts):
+    with_sampler(trained_pipe, num_draft_tokens=num_drafts)
+    together = codes_of(trained_pipe, PROMPTS[:2], range(6), num_images_per_prompt=3)
+    assert len({tuple(codes.flatten().tolist()) for codes in together}) == 6
+    for seed in range(6):
+        assert torch.equal(codes_of(trained_pipe, PROMPTS[seed // 3], [seed])[0], together[seed])
+
+
+def test_one_generator_is_used_in_the_order_of_the_images(trained_pipe):
+    together = trained_pipe(PROMPTS[0], num_images_per_prompt=2, generator=torch.Generator().manual_seed(1),
+                            output_type="latent").images  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    for index in range(2):
+        one = trained_pipe(PROMPTS[0], generator=generator, output_type="latent").images
+        assert torch.equal(one[0], together[index])
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_equals_eager(trained_pipe, with_sampler, backend):
+    kwargs = {"prompt": PROMPTS[:2], "seeds": [0, 1]}
+    expected = codes_of(trained_pipe, **kwargs)
+    plain = trained_pipe.transformer
+    torch._dynamo.reset()
+    try:
+        trained_pipe.transformer = torch.compile(plain, fullgraph=True, backend=backend)
+        assert torch.equal(codes_of(trained_pipe, **kwargs), expected)
+        with_sampler(trained_pipe, num_draft_tokens=8)
+        assert torch.equal(codes_of(trained_pipe, **kwargs), expected)
+    finally:
+        trained_pipe.transformer = plain
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    checkpoint = make_34b_like(tmp_path_factory.mktemp("34b") / "Lumina-mGPT-34B-512", CHECKPOINT)
+    return load_pipeline(checkpoint, scheduler=LuminaMGPTScheduler(resolution=64)), load_stock(checkpoint)
+
+
+@pytest.mark.parametrize("num_drafts", [0, 8])
+@pytest.mark.parametrize(
+    "guidance_scale, temperature, top_k",
+    [(1.0, 0.0, 0), (3.0, 0.0, 0), (4.0, 1.0, 50), (3.0, 0.7, 0), (1.0, 1.0, 2000)],
+)
+def test_34b_like_equals_stock_transformers(large, with_sampler, num_drafts, guidance_scale, temperature, top_k):
+    pipe, stock = large
+    with_sampler(pipe, num_draft_tokens=num_drafts)
+    height, width = 64, 96
+    settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k}
+    codes = codes_of(pipe, PROMPTS[0], [11], height=height, width=width, **settings)[0]
+
+    vocabulary = pipe.image_vocabulary
+    assert vocabulary.code_ids[2] != 6  # lexicographic
+    content = text_to_image_prompt(PROMPTS[0], height, width)
+    expected = generate(
+        stock,
+        vocabulary.code_ids.tolist(),
+        encode_conversation(pipe.tokenizer, [{"role": "user", "content": content}]),
+        vocabulary.prefix(height, width),
+        height // 16,
+        width // 16,
+        vocabulary.row_end_id,
+        generator=torch.Generator().manual_seed(11),
+        **settings,
+    )
+    assert torch.equal(codes, expected)
+
+
+# Forwards
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_one_forward_for_a_code_and_one_for_the_prompt(random_pipe, count_forwards, size):
+    with count_forwards(random_pipe.transformer) as forwards:
+        codes_of(random_pipe, PROMPTS[0], [0], height=size[0], width=size[1])
+    assert len(forwards) == size[0] * size[1] // 256 + 1
+    # A row end is fed together with the code before it.
+    rows = size[0] // 16
+    assert sorted(forwards.windows[1:]) == [1] * (len(forwards) - rows) + [2] * (rows - 1)
+
+
+@pytest.mark.parametrize("num_drafts", [1, 3, 31])
+def test_no_forward_for_a_row_end_with_drafts(random_pipe, with_sampler, count_forwards, num_drafts):
+    # On random weights next to no draft is right, so a pass for row ends would show.
+    with_sampler(random_pipe, num_draft_tokens=num_drafts, draft_init="random")
+    with count_forwards(random_pipe.transformer) as forwards:
+        codes_of(random_pipe, PROMPTS[0], [0], height=96, width=96)
+    assert len(forwards) <= 36 + 1
+    assert set(forwards.windows[1:]) == {num_drafts + 1}
+
+
+def test_drafts_save_forwards(trained_pipe, with_sampler, count_forwards):
+    with_sampler(trained_pipe, num_draft_tokens=15)
+    with count_forwards(trained_pipe.transformer) as forwards:
+        trained_pipe(PROMPTS[0], height=96, width=64, top_k=1, output_type="latent")
+    assert len(forwards) <= 20 < 24
+
+
+def test_prompts_are_fed_once_for_all_their_images(random_pipe):
+    rows = []
+    hook = random_pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    codes_of(random_pipe, PROMPTS[:2], range(6), num_images_per_prompt=3, height=64, width=64)
+    hook.remove()
+    # Two prompts and the one unconditional beginning, then six images in two branches.
+    assert rows == [3] + [12] * 16
+
+
+# Given codes
+
+
+def test_given_codes_are_kept_and_what_follows_sees_them(trained_pipe):
+    whole = codes_of(trained_pipe, PROMPTS[0], [5])
+    start = torch.full_like(whole, -1)
+    start[:, :2] = whole[:, :2]
+    assert torch.equal(codes_of(trained_pipe, PROMPTS[0], [5], latents=start), whole)
+    other = start.clone()
+    other[:, 0, 0] = (whole[:, 0, 0] + 1) % 8192
+    assert not torch.equal(codes_of(trained_pipe, PROMPTS[0], [5], latents=other)[:, 2:], whole[:, 2:])
+
+
+@pytest.mark.parametrize("num_drafts", [0, 3, 15])
+def test_holes_are_filled_the_same_at_every_speed(trained_pipe, with_sampler, num_drafts):
+    whole = codes_of(trained_pipe, PROMPTS[:3], [1, 2, 3])
+    holes = whole.clone()
+    holes[0, 2:4, 1:5] = -1
+    holes[1, ::2] = -1
+    holes[2, :, 3:] = -1
+    expected = torch.cat([codes_of(trained_pipe, PROMPTS[i], [9 + i], latents=holes[i : i + 1]) for i in range(3)])
+    assert torch.equal(expected[holes >= 0], holes[holes >= 0])
+    with_sampler(trained_pipe, num_draft_tokens=num_drafts)
+    assert torch.equal(codes_of(trained_pipe, PROMPTS[:3], [9, 10, 11], latents=holes), expected)
+
+
+def test_known_codes_cost_next_to_no_forwards(random_pipe, count_forwards):
+    latents = torch.randint(8192, (1, 6, 6), generator=torch.Generator().manual_seed(0))
+    latents[0, 5, 4] = -1
+    with count_forwards(random_pipe.transformer) as forwards:
+        codes = codes_of(random_pipe, PROMPTS[0], [0], latents=latents)
+    assert len(forwards) == 2
+    assert codes.min() >= 0
+    with count_forwards(random_pipe.transformer) as forwards:
+        assert torch.equal(codes_of(random_pipe, PROMPTS[0], [0], latents=codes), codes)
+    assert len(forwards) == 0
