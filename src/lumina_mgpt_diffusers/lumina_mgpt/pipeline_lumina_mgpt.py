@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
-from diffusers import DiffusionPipeline, VQModel
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging, replace_example_docstring
-from transformers import PreTrainedTokenizerFast
 
 from .decoding import ImageDecoder
-from .loading import OriginalCheckpointMixin
+from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, warn_once
 from .pipeline_output import LuminaMGPTPipelineOutput
 from .prompts import encode_conversation, text_to_image_prompt, unpad
-from .scheduling_lumina_mgpt import LuminaMGPTScheduler
-from .transformer_lumina_mgpt import LuminaMGPTTransformer
-from .unirep import ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
 from .validation import (
     check_generator,
     check_guidance_scale,
@@ -32,10 +26,6 @@ from .validation import (
 
 
 logger = logging.get_logger(__name__)
-
-warn_once = functools.lru_cache(logger.warning)
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -52,7 +42,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class LuminaMGPTPipeline(OriginalCheckpointMixin, DiffusionPipeline):
+class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
     r"""
     Pipeline for text-to-image generation with Lumina-mGPT (https://huggingface.co/papers/2408.02657).
 
@@ -70,45 +60,7 @@ class LuminaMGPTPipeline(OriginalCheckpointMixin, DiffusionPipeline):
             The sampler and its settings.
     """
 
-    model_cpu_offload_seq = "transformer->vqvae"
     _callback_tensor_inputs = ["latents"]
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        transformer: LuminaMGPTTransformer,
-        vqvae: VQModel,
-        scheduler: LuminaMGPTScheduler,
-    ) -> None:
-        super().__init__()
-        self.register_modules(tokenizer=tokenizer, transformer=transformer, vqvae=vqvae, scheduler=scheduler)
-        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1) if vqvae is not None else 16
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-
-    @property
-    def guidance_scale(self) -> float:
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale != 1.0
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        return self._interrupt
-
-    @property
-    def image_vocabulary(self) -> ImageVocabulary:
-        """Token ids of the image language, by name from the tokenizer or, without one, the transformer's config."""
-        num_codes = self.vqvae.config.num_vq_embeddings
-        if self.tokenizer is not None:
-            return ImageVocabulary.from_tokenizer(self.tokenizer, num_codes, self.vae_scale_factor)
-        names = self.transformer.config.vocabulary_map or {}
-        return ImageVocabulary.from_names(names, num_codes, self.vae_scale_factor)
 
     def encode_prompt(
         self,
@@ -194,14 +146,6 @@ class LuminaMGPTPipeline(OriginalCheckpointMixin, DiffusionPipeline):
             height, width = height or base_size, width or base_size
         return height, width
 
-    def _warn_of_size(self, height: int, width: int) -> None:
-        base_size = self.scheduler.config.resolution
-        if (height, width) not in trained_sizes(base_size):
-            warn_once(
-                f"The model of base size {base_size} was not trained on images of {height}x{width} (height x width)."
-                " Nearest trained size: {}x{}.".format(*nearest_size(height, width, base_size))
-            )
-
     def check_inputs(
         self,
         prompt: str | list[str] | None,
@@ -254,23 +198,6 @@ class LuminaMGPTPipeline(OriginalCheckpointMixin, DiffusionPipeline):
         unknown = [name for name in callback_on_step_end_tensor_inputs or [] if name not in allowed]
         if unknown:
             raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {allowed}, but found {unknown}")
-
-    def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
-        """
-        Decode VQ codes to images, one at a time to bound the memory.
-
-        Args:
-            codes (`torch.LongTensor` of shape `(batch_size, rows, columns)`): Codes; -1 repeats the code above.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, 3, height, width)`: Images with values in about [-1, 1].
-        """
-        shape = (1, *codes.shape[1:], self.vqvae.config.vq_embed_dim)
-        images = [
-            self.vqvae.decode(one.reshape(-1), force_not_quantize=True, shape=shape).sample
-            for one in fill_missing_codes(codes)
-        ]
-        return torch.cat(images)
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)

@@ -1,0 +1,109 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What the pipelines of Lumina-mGPT have in common: components, loading and saving, codes to images."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from diffusers import DiffusionPipeline, VQModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
+from transformers import PreTrainedTokenizerFast
+
+from .hub import PortableSavingMixin
+from .loading import OriginalCheckpointMixin
+from .lora import LuminaMGPTLoraLoaderMixin
+from .scheduling_lumina_mgpt import LuminaMGPTScheduler
+from .transformer_lumina_mgpt import LuminaMGPTTransformer
+from .unirep import ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
+
+
+logger = logging.get_logger(__name__)
+
+warn_once = functools.lru_cache(logger.warning)
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class LuminaMGPTBasePipeline(
+    OriginalCheckpointMixin, PortableSavingMixin, LuminaMGPTLoraLoaderMixin, DiffusionPipeline
+):
+    r"""
+    Base class of the Lumina-mGPT pipelines. They have the same components, so that
+    [`~diffusers.DiffusionPipeline.from_pipe`] makes any of them from any other.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
+            Tokenizer of the Chameleon vocabulary, which names the image tokens.
+        transformer ([`LuminaMGPTTransformer`]):
+            Autoregressive transformer over text and image tokens.
+        vqvae ([`VQModel`]):
+            Turns images into VQ codes and back.
+        scheduler ([`LuminaMGPTScheduler`]):
+            The sampler and its settings.
+    """
+
+    model_cpu_offload_seq = "transformer->vqvae"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        transformer: LuminaMGPTTransformer,
+        vqvae: VQModel,
+        scheduler: LuminaMGPTScheduler,
+    ) -> None:
+        super().__init__()
+        self.register_modules(tokenizer=tokenizer, transformer=transformer, vqvae=vqvae, scheduler=scheduler)
+        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1) if vqvae is not None else 16
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale != 1.0
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    @property
+    def image_vocabulary(self) -> ImageVocabulary:
+        """Token ids of the image language, by name from the tokenizer or, without one, the transformer's config."""
+        num_codes = self.vqvae.config.num_vq_embeddings
+        if self.tokenizer is not None:
+            return ImageVocabulary.from_tokenizer(self.tokenizer, num_codes, self.vae_scale_factor)
+        names = self.transformer.config.vocabulary_map or {}
+        return ImageVocabulary.from_names(names, num_codes, self.vae_scale_factor)
+
+    def _warn_of_size(self, height: int, width: int) -> None:
+        base_size = self.scheduler.config.resolution
+        if (height, width) not in trained_sizes(base_size):
+            warn_once(
+                f"The model of base size {base_size} was not trained on images of {height}x{width} (height x width)."
+                " Nearest trained size: {}x{}.".format(*nearest_size(height, width, base_size))
+            )
+
+    def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
+        """
+        Decode VQ codes to images, one at a time to bound the memory.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(batch_size, rows, columns)`): Codes; -1 repeats the code above.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, 3, height, width)`: Images with values in about [-1, 1].
+        """
+        shape = (1, *codes.shape[1:], self.vqvae.config.vq_embed_dim)
+        images = [
+            self.vqvae.decode(one.reshape(-1), force_not_quantize=True, shape=shape).sample
+            for one in fill_missing_codes(codes)
+        ]
+        return torch.cat(images)
