@@ -1,0 +1,291 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+The VQ model in its original files (`vqgan.ckpt` and `vqgan.yaml`) as a diffusers [`VQModel`], and back.
+
+Both hold the same network, so the conversion only renames tensors and turns the 1x1 convolutions of the attention into
+linear layers.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import VQModel
+from safetensors import safe_open
+
+from .files import FileSource, read_json
+
+
+ACCEPTED = (
+    "It takes a folder or a Hub id with `vqgan.ckpt` and `vqgan.yaml` (also under `tokenizer/` or"
+    " `original_tokenizers/`), a path to a `vqgan.ckpt` with the `vqgan.yaml` beside it, a diffusers `VQModel` or a"
+    " diffusers pipeline with one, or the weights of a `ChameleonVQVAE` with decoder. They come with Meta's Chameleon"
+    " download (`tokenizer/`) and with the Hub repositories `Alpha-VLLM/Chameleon_7B_mGPT` (`original_tokenizers/`),"
+    " `GAIR/Anole-7b-v0.1` (`tokenizer/`) and `leloy/Anole-7b-v0.1-vqvae-hf`."
+)
+
+_TRANSFORMERS_PREFIX = "model.vqmodel."
+
+_ATTENTION = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
+
+# diffusers' name -> original name; the order of the decoder's levels is reversed as well
+_RENAMES = [
+    (r"\.down_blocks\.(\d+)\.resnets\.", r".down.\1.block."),
+    (r"\.up_blocks\.(\d+)\.resnets\.", r".up.\1.block."),
+    (r"\.down_blocks\.(\d+)\.downsamplers\.0\.", r".down.\1.downsample."),
+    (r"\.up_blocks\.(\d+)\.upsamplers\.0\.", r".up.\1.upsample."),
+    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
+    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
+    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
+    (r"\.conv_norm_out\.", ".norm_out."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+]
+
+
+def load_vqvae(source: str | os.PathLike, *, torch_dtype: torch.dtype | None = None, **hub_kwargs: Any) -> VQModel:
+    """
+    Load the VQ model from any of the forms it is distributed in.
+
+    Args:
+        source (`str` or `os.PathLike`):
+            A folder or a Hub id with `vqgan.ckpt` and `vqgan.yaml` (at the top, in `tokenizer/` or in
+            `original_tokenizers/`); a path to a `vqgan.ckpt` with the `vqgan.yaml` beside it; a diffusers `VQModel`; a
+            diffusers pipeline with one; or weights named as in transformers' `ChameleonVQVAE`, with the decoder.
+        torch_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Type of the weights.
+        hub_kwargs: `cache_dir`, `revision`, `token`, `local_files_only`, `force_download`.
+
+    Returns:
+        [`VQModel`]: In evaluation mode, on the CPU.
+
+    Raises:
+        `ValueError` or `OSError`: If `source` is none of these, lacks a file, or its weights do not fit its
+            configuration.
+
+    Example:
+
+    ```py
+    >>> vqvae = load_vqvae("chameleon/tokenizer")
+    >>> pixels = vqvae.decode(codes, force_not_quantize=True, shape=(1, rows, columns, 256)).sample
+    ```
+    """
+    dtype = torch_dtype or torch.float32
+    if os.path.isfile(source):
+        path = Path(source)
+        yaml_path = path.with_name("vqgan.yaml")
+        if not yaml_path.is_file():
+            raise FileNotFoundError(
+                f"`original_vqgan` is {str(path)!r} but there is no `vqgan.yaml` beside it. {ACCEPTED}"
+            )
+        return _from_original(path, yaml_path, dtype)
+
+    files = FileSource(source, "original_vqgan", ACCEPTED, **hub_kwargs)
+    for folder in ("", "tokenizer/", "original_tokenizers/"):
+        path = files.find(f"{folder}vqgan.ckpt")
+        if path is not None:
+            return _from_original(path, files.require(f"{folder}vqgan.yaml"), dtype)
+
+    for folder in ("", "vqvae/"):
+        path = files.find(f"{folder}config.json")
+        if path is not None and read_json(path).get("_class_name") == "VQModel":
+            weights = files.find(
+                f"{folder}diffusion_pytorch_model.safetensors", f"{folder}diffusion_pytorch_model.bin"
+            )
+            if weights is None:
+                raise files.missing(f"`{folder}diffusion_pytorch_model.safetensors`")
+            return VQModel.from_pretrained(path.parent, torch_dtype=dtype)
+
+    return _from_transformers(files, dtype)
+
+
+def vqvae_to_original(vqvae: VQModel) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """
+    The VQ model as the original files hold it.
+
+    Args:
+        vqvae ([`VQModel`]): The model to write.
+
+    Returns:
+        `tuple[dict[str, torch.Tensor], dict]`: What `vqgan.ckpt` has under `state_dict`, and the content of
+        `vqgan.yaml`.
+    """
+    config = vqvae.config
+    state_dict = {}
+    for name, tensor in vqvae.state_dict().items():
+        name = _original_name(name, len(config.block_out_channels))
+        state_dict[name] = tensor[:, :, None, None] if _ATTENTION.search(name) else tensor
+    channels = config.block_out_channels[0]
+    ddconfig = {
+        "double_z": False,
+        "z_channels": config.latent_channels,
+        "resolution": 512,
+        "in_channels": config.in_channels,
+        "out_ch": config.out_channels,
+        "ch": channels,
+        "ch_mult": [width // channels for width in config.block_out_channels],
+        "num_res_blocks": config.layers_per_block,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    params = {"embed_dim": config.vq_embed_dim, "n_embed": config.num_vq_embeddings, "ddconfig": ddconfig}
+    return state_dict, {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
+
+
+def original_vqgan_files(vqvae: VQModel) -> dict[str, bytes]:
+    """
+    The VQ model as the bytes of its original files.
+
+    Args:
+        vqvae ([`VQModel`]): The model to write.
+
+    Returns:
+        `dict[str, bytes]`: Content of `vqgan.ckpt` and `vqgan.yaml`.
+    """
+    state_dict, config = vqvae_to_original(vqvae)
+    checkpoint = BytesIO()
+    torch.save({"state_dict": {name: tensor.contiguous() for name, tensor in state_dict.items()}}, checkpoint)
+    return {"vqgan.ckpt": checkpoint.getvalue(), "vqgan.yaml": yaml.safe_dump(config, sort_keys=False).encode()}
+
+
+def _from_original(path: Path, yaml_path: Path, dtype: torch.dtype) -> VQModel:
+    try:
+        config = _config_from_yaml(yaml.safe_load(yaml_path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"`original_vqgan`: {str(yaml_path)!r} is not the configuration of a VQGAN ({error!r}). {ACCEPTED}"
+        ) from error
+    state_dict = {name: tensor for name, tensor in _read_pickle(path).items() if not name.startswith("loss.")}
+    return _build(config, state_dict, path, dtype)
+
+
+def _from_transformers(files: FileSource, dtype: torch.dtype) -> VQModel:
+    # Of a whole Chameleon checkpoint only the shards with the VQ model are of interest.
+    paths = files.find_weights(prefixes=(_TRANSFORMERS_PREFIX, "encoder.", "decoder.", "quant", "post_quant_conv."))
+    if paths:
+        state_dict = {}
+        for path in paths:
+            with safe_open(path, framework="pt") as tensors:
+                names = list(tensors.keys())
+                wanted = [name for name in names if name.startswith(_TRANSFORMERS_PREFIX)] or names
+                state_dict.update({name: tensors.get_tensor(name) for name in wanted})
+    else:
+        path = files.find("pytorch_model.bin", "model.bin")
+        if path is None:
+            raise files.missing("VQ model in any known form")
+        state_dict = _read_pickle(path)
+    state_dict = {name.removeprefix(_TRANSFORMERS_PREFIX): tensor for name, tensor in state_dict.items()}
+    try:
+        config = _config_from_shapes(state_dict)
+    except KeyError as error:
+        raise ValueError(
+            f"`original_vqgan` is {files.source!r}, whose weights are not a VQ model's with encoder and decoder:"
+            f" there is no {error}. {ACCEPTED}"
+        ) from error
+    return _build(config, state_dict, path, dtype)
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"`original_vqgan`: {str(path)!r} cannot be read as a file of tensors. Either it is damaged, or it is a"
+            " pickle that runs code when it is opened, which is refused: only tensors and plain containers are"
+            " accepted. If you trust such a file, load it yourself and save its `state_dict` again with `torch.save`."
+            f" {ACCEPTED}"
+        ) from error
+    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ValueError(f"`original_vqgan`: {str(path)!r} holds no `state_dict` of tensors. {ACCEPTED}")
+    return state_dict
+
+
+def _config_from_yaml(content: dict[str, Any]) -> dict[str, Any]:
+    params = content["model"]["params"]
+    ddconfig = params["ddconfig"]
+    if ddconfig["attn_resolutions"] or ddconfig["double_z"]:
+        raise ValueError(
+            "`original_vqgan`: only VQGANs with `attn_resolutions: []` and `double_z: false` can be a diffusers"
+            f" `VQModel`, but they are {ddconfig['attn_resolutions']} and {ddconfig['double_z']}."
+        )
+    return _config(
+        in_channels=ddconfig["in_channels"],
+        out_channels=ddconfig["out_ch"],
+        block_out_channels=[ddconfig["ch"] * multiplier for multiplier in ddconfig["ch_mult"]],
+        layers_per_block=ddconfig["num_res_blocks"],
+        latent_channels=ddconfig["z_channels"],
+        num_vq_embeddings=params["n_embed"],
+        vq_embed_dim=params["embed_dim"],
+    )
+
+
+def _config_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
+    shapes = {name: tensor.shape for name, tensor in state_dict.items()}
+    first_convs = [name for name in shapes if re.fullmatch(r"encoder\.down\.\d+\.block\.0\.conv1\.weight", name)]
+    return _config(
+        in_channels=shapes["encoder.conv_in.weight"][1],
+        out_channels=shapes["decoder.conv_out.weight"][0],
+        block_out_channels=[
+            shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(len(first_convs))
+        ],
+        layers_per_block=sum(
+            re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name) is not None for name in shapes
+        ),
+        latent_channels=shapes["encoder.conv_out.weight"][0],
+        num_vq_embeddings=shapes["quantize.embedding.weight"][0],
+        vq_embed_dim=shapes["quantize.embedding.weight"][1],
+    )
+
+
+def _config(*, block_out_channels: list[int], **config: Any) -> dict[str, Any]:
+    return {
+        **config,
+        "block_out_channels": tuple(block_out_channels),
+        "down_block_types": ("DownEncoderBlock2D",) * len(block_out_channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(block_out_channels),
+        "norm_num_groups": 32,
+        "scaling_factor": 1.0,
+        "mid_block_add_attention": True,
+        "lookup_from_codebook": True,
+    }
+
+
+def _build(config: dict[str, Any], original: dict[str, torch.Tensor], path: Path, dtype: torch.dtype) -> VQModel:
+    with torch.device("meta"):
+        vqvae = VQModel(**config)
+    expected = vqvae.state_dict()
+    original_names = {name: _original_name(name, len(config["block_out_channels"])) for name in expected}
+    missing = sorted(set(original_names.values()) - original.keys())
+    unexpected = sorted(original.keys() - set(original_names.values()))
+    if missing or unexpected:
+        raise ValueError(
+            f"`original_vqgan`: the weights in {str(path)!r} are not those of the VQ model: {len(missing)} tensors are"
+            f" missing {missing[:3]} and {len(unexpected)} are unexpected {unexpected[:3]}. {ACCEPTED}"
+        )
+    state_dict = {}
+    for name, original_name in original_names.items():
+        tensor = original[original_name]
+        if _ATTENTION.search(original_name):
+            tensor = tensor.flatten(1)
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"`original_vqgan`: {original_name!r} in {str(path)!r} is of shape"
+                f" {tuple(original[original_name].shape)} but {tuple(expected[name].shape)} is configured. {ACCEPTED}"
+            )
+        state_dict[name] = tensor.to(dtype, copy=True)
+    vqvae.load_state_dict(state_dict, assign=True)
+    return vqvae.eval()
+
+
+def _original_name(name: str, num_levels: int) -> str:
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return re.sub(r"\.up\.(\d+)\.", lambda match: f".up.{num_levels - 1 - int(match[1])}.", name)
