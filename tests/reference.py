@@ -2,8 +2,8 @@
 """
 The slow way: stock transformers, the whole sequence anew for every token, one image at a time.
 
-And a checkpoint like that of the 34B model to try it on: swin norm, grouped kv heads, two norm rows, another rope theta,
-several shards, VQ weights inside, and code tokens in the lexicographic order of their names.
+And a checkpoint like that of the 34B model to try it on: swin norm, grouped kv heads, two norm rows, another rope
+theta, several shards, VQ weights inside, and code tokens in the lexicographic order of their names.
 """
 
 import json

@@ -219,7 +219,7 @@ def test_components_are_left_alone(random_pipe, seeded):
         ({"prompt": "x", "generator": 3}, "`generator` has to be a `torch.Generator` or a list of them but is 3"),
         ({"prompt": "x", "generator": [torch.Generator()] * 2}, "list of generators of length 2, .* batch size of 1"),
         ({"prompt": "x", "latents": torch.zeros(1, 6, 6)}, r"`latents` .* but are torch.float32 \(1, 6, 6\)"),
-        ({"prompt": "x", "latents": torch.zeros(2, 6, 6).long()}, r"shape \(1, 6, 6\), but are torch.int64 \(2, 6, 6\)"),
+        ({"prompt": "x", "latents": torch.zeros(2, 6, 6).long()}, r"\(1, 6, 6\), but are torch.int64 \(2, 6, 6\)"),
         ({"prompt": "x", "latents": torch.zeros(6, 6).long()}, r"`latents`"),
         ({"prompt": "x", "latents": [[0]]}, r"`latents`"),
         ({"prompt": "x", "latents": torch.full((1, 6, 6), 8192)}, r"`latents` .* range from 8192 to 8192"),
