@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
 
 from .kv_cache import SlotCache
+from .lora import LoraTransformerMixin
+
+HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
 
 
 class LuminaMGPTRotaryEmbedding(ChameleonRotaryEmbedding):
@@ -60,7 +65,7 @@ class ExpandNormRows(ConversionOps):
         return self
 
 
-class LuminaMGPTTransformer(ChameleonForConditionalGeneration):
+class LuminaMGPTTransformer(LoraTransformerMixin, ChameleonForConditionalGeneration):
     r"""
     The decoder-only transformer of Lumina-mGPT (https://huggingface.co/papers/2408.02657).
 
@@ -79,6 +84,52 @@ class LuminaMGPTTransformer(ChameleonForConditionalGeneration):
         super().__init__(config)
         del self.model.vqmodel
         self.model.rotary_emb = LuminaMGPTRotaryEmbedding(config)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        variant: str | None = None,
+        **kwargs,
+    ) -> None:
+        r"""
+        Save the model as a Chameleon checkpoint. LoRA adapters are part of it where they are fused; save the others
+        with [`LuminaMGPTPipeline.save_lora_weights`].
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder to save to.
+            is_main_process (`bool`, defaults to `True`): Whether this process writes the configuration.
+            state_dict (`dict[str, torch.Tensor]`, *optional*): The weights, by default those of the model.
+            push_to_hub (`bool`, defaults to `False`): Whether to upload the model to the Hub then.
+            max_shard_size (`int` or `str`, defaults to `"50GB"`): Greatest size of one file of weights.
+            variant (`str`, *optional*): Written into the names of the weights, such as `"bf16"`.
+            kwargs: See [`~transformers.PreTrainedModel.save_pretrained`] and, with `push_to_hub`, its `push_to_hub`.
+        """
+        hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
+        has_adapters = self._hf_peft_config_loaded
+        try:
+            if has_adapters and state_dict is None:
+                state_dict = self.state_dict_without_adapters()
+            self._hf_peft_config_loaded = False  # else only an adapter is saved
+            super().save_pretrained(
+                save_directory,
+                is_main_process=is_main_process,
+                state_dict=state_dict,
+                max_shard_size=max_shard_size,
+                variant=variant,
+                **kwargs,
+            )
+        finally:
+            self._hf_peft_config_loaded = has_adapters
+        if is_main_process:
+            # The folder is one that stock transformers and other engines know how to read.
+            self.config.architectures = [ChameleonForConditionalGeneration.__name__]
+            self.config.save_pretrained(save_directory)
+        if push_to_hub:
+            self.push_to_hub(hub_kwargs.pop("repo_id", Path(save_directory).name), **hub_kwargs)
 
     def forward(
         self,
