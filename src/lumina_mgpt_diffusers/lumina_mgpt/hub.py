@@ -103,7 +103,9 @@ class PortableSavingMixin:
         card = Path(folder, CARD_NAME)
         if not card.exists():
             try:
-                card.write_bytes(Path(hf_hub_download(repo_id, CARD_NAME, subfolder=subfolder, token=token)).read_bytes())
+                card.write_bytes(
+                    Path(hf_hub_download(repo_id, CARD_NAME, subfolder=subfolder, token=token)).read_bytes()
+                )
             except EntryNotFoundError:
                 pass  # a repository without a card gets ours
         finish_folder(folder, model=repo_id)

@@ -19,12 +19,15 @@ import torch
 import torch.nn as nn
 from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
 from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.utils import logging
 from diffusers.utils.peft_utils import require_peft_backend
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from ..original.files import read_json
 
+
+logger = logging.get_logger(__name__)
 
 PEFT_CONFIG_NAME = "adapter_config.json"
 
@@ -37,7 +40,7 @@ _RENAMES = (
     (re.compile(r"\.(lora_[AB])\.[^.]+\.(weight|bias)$"), r".\1.\2"),
     (re.compile(r"\.(lora_embedding_[AB])\.[^.]+$"), r".\1"),
 )
-_MODULE = re.compile(r"^(.+)\.(?:lora_[A-Za-z_]+|alpha)(?:\.|$)")
+_SUFFIX = re.compile(r"\.(lora_[A-Za-z_]+|alpha)(\..*)?$")
 
 
 class LuminaMGPTLoraLoaderMixin(LoraBaseMixin):
@@ -71,7 +74,8 @@ class LuminaMGPTLoraLoaderMixin(LoraBaseMixin):
             pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
                 A folder, a file, a Hub id or the tensors themselves.
             return_lora_metadata (`bool`, defaults to `False`):
-                Whether to return the arguments of the adapter's [`~peft.LoraConfig`] as well, None if not known.
+                Whether to return the arguments of the adapter's [`~peft.LoraConfig`] as well, named
+                `transformer.<argument>`; None if they are not known.
             weight_name (`str`, *optional*): Name of the file of weights, if there are several.
             subfolder (`str`, *optional*): Where in the folder or repository it lies.
             use_safetensors (`bool`, *optional*): Whether only safetensors are accepted; by default they are preferred.
@@ -98,13 +102,15 @@ class LuminaMGPTLoraLoaderMixin(LoraBaseMixin):
             allow_pickle=use_safetensors is None,
             **hub_kwargs,
         )
-        if metadata is not None:
-            prefix = f"{cls.transformer_name}."
-            metadata = {key.removeprefix(prefix): value for key, value in metadata.items()}
-        elif not isinstance(source, dict):
+        if metadata is None and not isinstance(source, dict):
             metadata = _read_peft_config(source, subfolder, **hub_kwargs)
-        state_dict = {f"{cls.transformer_name}.{name}": tensor for name, tensor in to_peft_names(state_dict).items()}
+            metadata = None if metadata is None else cls._with_prefix(metadata)
+        state_dict = cls._with_prefix(to_peft_names(state_dict))
         return (state_dict, metadata) if return_lora_metadata else state_dict
+
+    @classmethod
+    def _with_prefix(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {f"{cls.transformer_name}.{name}": value for name, value in values.items()}
 
     @require_peft_backend
     def load_lora_weights(
@@ -160,18 +166,33 @@ class LuminaMGPTLoraLoaderMixin(LoraBaseMixin):
             state_dict (`dict[str, torch.Tensor]`): From [`lora_state_dict`].
             transformer ([`LuminaMGPTTransformer`]): The model.
             adapter_name (`str`, *optional*): Name of the adapter.
-            metadata (`dict[str, Any]`, *optional*): Arguments of its [`~peft.LoraConfig`]; else they are inferred.
+            metadata (`dict[str, Any]`, *optional*): From [`lora_state_dict`], else it is inferred.
             low_cpu_mem_usage (`bool`, defaults to `True`): Whether to skip the initialisation of the new layers.
             hotswap (`bool`, defaults to `False`): Whether to replace the weights of a loaded adapter of that name.
         """
-        state_dict = to_peft_names(state_dict)
-        alphas = {_module_of(name): float(value) for name, value in state_dict.items() if name.endswith(".alpha")}
-        tensors = {name: value.to(transformer.dtype) for name, value in state_dict.items() if "lora_" in name}
+        modules = {name for name, _ in transformer.named_modules()}
+        found, ignored = {}, []
+        for name, tensor in to_peft_names(state_dict).items():
+            if _module_of(name) in modules:
+                found[name] = tensor
+            else:
+                ignored.append(name)
+        if ignored:
+            logger.warning(
+                f"{len(ignored)} of {len(state_dict)} LoRA keys, such as {ignored[0]!r}, are not those of a module of"
+                f" {type(transformer).__name__} and are ignored."
+            )
+        if not found:
+            return
+        alphas = {_module_of(name): float(value) for name, value in found.items() if name.endswith(".alpha")}
+        tensors = {name: value.to(transformer.dtype) for name, value in found.items() if "lora_" in name}
+        if metadata is None:
+            metadata = infer_lora_config(tensors, alphas)
         transformer.load_lora_adapter(
             tensors,
             prefix=None,
             adapter_name=adapter_name,
-            metadata=infer_lora_config(tensors, alphas) if metadata is None else metadata,
+            metadata={name.removeprefix(f"{cls.transformer_name}."): value for name, value in metadata.items()},
             low_cpu_mem_usage=low_cpu_mem_usage,
             hotswap=hotswap,
             _pipeline=_pipeline,
@@ -247,7 +268,7 @@ class LuminaMGPTLoraLoaderMixin(LoraBaseMixin):
 
 
 class LoraTransformerMixin:
-    """Gives a transformers model the LoRA loader of diffusers' models, and weights that can be saved beside adapters."""
+    """Gives a model of transformers the LoRA loader of diffusers' models, and weights that can be saved beside LoRA."""
 
     load_lora_adapter = PeftAdapterMixin.load_lora_adapter
     enable_lora_hotswap = PeftAdapterMixin.enable_lora_hotswap
@@ -285,15 +306,14 @@ def to_peft_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
         name = _PREFIXES.sub("", key)
         for pattern, replacement in _RENAMES:
             name = pattern.sub(replacement, name)
-        if _MODULE.match(name):
+        if "lora_" in name or name.endswith(".alpha"):
             tensors[name] = tensor
         elif not name.endswith(".base_layer.weight"):  # which peft adds unasked where embeddings have an adapter
             foreign.append(key)
     if foreign or not tensors:
-        what = f"{len(foreign)} of its tensors, such as {foreign[0]!r}, are not" if foreign else "it has no tensors"
+        what = f"{len(foreign)} do not, such as {foreign[0]!r}" if foreign else "there are none"
         raise ValueError(
-            "Invalid LoRA checkpoint. Make sure all LoRA param names contain `'lora'` substring:"
-            f" {what} those of a LoRA adapter of the transformer."
+            f"Invalid LoRA checkpoint. Make sure all LoRA param names contain `'lora'` substring: {what}."
         )
     return tensors
 
@@ -325,7 +345,7 @@ def infer_lora_config(tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, 
 
 
 def _module_of(name: str) -> str:
-    return _MODULE.match(name)[1]
+    return _SUFFIX.sub("", name)
 
 
 def _read_peft_config(source: str | os.PathLike, subfolder: str | None, **hub_kwargs) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbe
 from .kv_cache import SlotCache
 from .lora import LoraTransformerMixin
 
+
 HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
 
 
