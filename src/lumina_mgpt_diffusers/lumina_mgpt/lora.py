@@ -268,7 +268,7 @@ class LuminaMGPTLoraLoaderMixin(LoraBaseMixin):
 
 
 class LoraTransformerMixin:
-    """Gives a model of transformers the LoRA loader of diffusers' models, and weights that can be saved beside LoRA."""
+    """Gives a model of transformers the LoRA loader of diffusers' models, and a state dict without adapters."""
 
     load_lora_adapter = PeftAdapterMixin.load_lora_adapter
     enable_lora_hotswap = PeftAdapterMixin.enable_lora_hotswap

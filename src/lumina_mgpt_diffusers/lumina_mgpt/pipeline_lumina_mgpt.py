@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,6 +13,7 @@ from .decoding import ImageDecoder
 from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, warn_once
 from .pipeline_output import LuminaMGPTPipelineOutput
 from .prompts import encode_conversation, text_to_image_prompt, unpad
+from .streaming import LuminaMGPTStreamOutput, SamplingLoopMixin
 from .validation import (
     check_generator,
     check_guidance_scale,
@@ -42,7 +43,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
+class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
     r"""
     Pipeline for text-to-image generation with Lumina-mGPT (https://huggingface.co/papers/2408.02657).
 
@@ -288,6 +289,85 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
         Raises:
             `ValueError`: If an argument is wrong, before any model runs.
         """
+        # 1. Sample the codes
+        steps = self.stream(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            prompt_token_ids=prompt_token_ids,
+            prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_token_ids=negative_prompt_token_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            temperature=temperature,
+            top_k=top_k,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            max_sequence_length=max_sequence_length,
+            every=None,
+        )
+        (result,) = steps
+
+        # 2. Decode the images
+        images = result.codes if output_type == "latent" else result.preview()
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (images,)
+        return LuminaMGPTPipelineOutput(images=images)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.LongTensor | None = None,
+        prompt_token_ids: torch.LongTensor | None = None,
+        prompt_attention_mask: torch.LongTensor | None = None,
+        negative_prompt_token_ids: torch.LongTensor | None = None,
+        negative_prompt_attention_mask: torch.LongTensor | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[[DiffusionPipeline, int, torch.Tensor, dict], dict]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        max_sequence_length: int = 1024,
+        every: int | None = 1,
+    ) -> Iterator[LuminaMGPTStreamOutput]:
+        r"""
+        Generate images from text, to be watched while they are sampled.
+
+        The arguments are those of [`__call__`], and the codes at the end are the same. They are checked at once; the
+        sampling goes on as the iterator is asked for more.
+
+        Args:
+            every (`int`, *optional*, defaults to 1):
+                Yield after so many rows of codes, each of them 16 pixels; None for once at the end.
+
+        Yields:
+            [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
+
+        Examples:
+            ```py
+            >>> for step in pipe.stream("a red fox in the snow", every=8):
+            ...     step.preview()[0].save(f"fox-{step.num_rows:02d}.png")
+            ```
+        """
         # 1. Fill in the defaults and check the arguments
         config = self.scheduler.config
         if isinstance(latents, torch.Tensor) and latents.ndim == 3 and height is None and width is None:
@@ -318,6 +398,8 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             callback_on_step_end_tensor_inputs,
             max_sequence_length,
         )
+        if every is not None:
+            check_integer("every", every, least=1)
         self._guidance_scale = guidance_scale
         self._interrupt = False
         rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
@@ -368,28 +450,6 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             temperature=temperature,
             top_k=top_k,
         )
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            progress_bar.update(decoder.num_final)
-            while not decoder.is_finished and not self.interrupt:
-                decoder.guidance_scale = self._guidance_scale
-                decoder.step()
-                if callback_on_step_end is not None:
-                    latents = decoder.codes
-                    callback_kwargs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                    step = decoder.num_final - 1
-                    outputs = callback_on_step_end(self, step, self.scheduler.timesteps[step], callback_kwargs) or {}
-                    decoder.edit(outputs.pop("latents", latents))
-                progress_bar.update(decoder.num_final - progress_bar.n)
-        latents = decoder.codes
-        del decoder  # and its KV cache, before the VQ model needs memory
-
-        # 5. Decode the images
-        if output_type == "latent":
-            images = latents
-        else:
-            images = self.image_processor.postprocess(self.decode_codes(latents), output_type=output_type)
-        self.maybe_free_model_hooks()
-
-        if not return_dict:
-            return (images,)
-        return LuminaMGPTPipelineOutput(images=images)
+        return self._sample_codes(
+            decoder, callback_on_step_end, callback_on_step_end_tensor_inputs, output_type, every
+        )
