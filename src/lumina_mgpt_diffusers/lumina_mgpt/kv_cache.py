@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers.cache_utils import Cache, StaticLayer
 
@@ -19,9 +21,10 @@ class SlotLayer(StaticLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        slots = positions.to(key_states.device)[:, None, :, None]
-        self.keys.scatter_(2, slots.expand(-1, key_states.shape[1], -1, key_states.shape[3]), key_states)
-        self.values.scatter_(2, slots.expand(-1, value_states.shape[1], -1, value_states.shape[3]), value_states)
+        slots = positions.to(key_states.device)
+        rows = torch.arange(len(slots), device=slots.device)[:, None]
+        self.keys[rows, :, slots] = key_states.transpose(1, 2)
+        self.values[rows, :, slots] = value_states.transpose(1, 2)
         return self.keys[:, :, :visible_length], self.values[:, :, :visible_length]
 
 
@@ -65,6 +68,52 @@ class SlotCache(Cache):
             layer.keys[:, :, : filled.max_cache_len] = filled.keys[picked]
             layer.values[:, :, : filled.max_cache_len] = filled.values[picked]
             filled.keys = filled.values = None
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[tuple[SlotCache, int] | None], num_layers: int, max_length: int) -> SlotCache:
+        """
+        A cache whose rows are copied from other caches.
+
+        Args:
+            rows (`list[tuple[SlotCache, int] | None]`):
+                For each row the cache and the row of it to copy as far as there is room, or None for an empty one.
+                These caches are emptied layer by layer, to bound the memory.
+            num_layers (`int`): Number of decoder layers.
+            max_length (`int`): Number of slots of each row.
+        """
+        cache = cls(num_layers, max_length)
+        filled = [row[0] for row in rows if row is not None]
+        if not filled:
+            return cache
+        for index, layer in enumerate(cache.layers):
+            like = filled[0].layers[index]
+            layer.lazy_initialization(
+                like.keys[:1, :, :0].expand(len(rows), -1, -1, -1), like.values[:1, :, :0].expand(len(rows), -1, -1, -1)
+            )
+            for row, source in enumerate(rows):
+                if source is not None:
+                    old, old_row = source[0].layers[index], source[1]
+                    length = min(old.max_cache_len, max_length)
+                    layer.keys[row, :, :length] = old.keys[old_row, :, :length]
+                    layer.values[row, :, :length] = old.values[old_row, :, :length]
+            for source in filled:
+                source.layers[index].keys = source.layers[index].values = None
+        return cache
+
+    def copy_row(self, row: int, length: int) -> SlotCache:
+        """A cache of the first `length` slots of one row."""
+        cache = SlotCache(len(self.layers), length)
+        for layer, old in zip(cache.layers, self.layers):
+            layer.lazy_initialization(old.keys[:1, :, :0], old.values[:1, :, :0])
+            layer.keys[0] = old.keys[row, :, :length]
+            layer.values[0] = old.values[row, :, :length]
+        return cache
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the slots take."""
+        layers = [layer for layer in self.layers if layer.is_initialized]
+        return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
 
     def visibility(self) -> torch.BoolTensor:
         """Which slots each query sees: `(batch_size, 1, query_length, visible_length)`."""

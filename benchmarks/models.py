@@ -1,0 +1,101 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Transformers of given shapes with random weights, made where they run: timing needs no checkpoint."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+from transformers import ChameleonConfig
+
+from lumina_mgpt_diffusers import LuminaMGPTTransformer
+from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
+
+
+SHAPES = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "340m": {"hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 16, "num_attention_heads": 16},
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "34b": {
+        "hidden_size": 8192,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "swin_norm": True,
+    },
+}
+
+# The ids of the released tokenizer.
+VOCABULARY = ImageVocabulary(
+    code_ids=torch.arange(4, 8196),
+    size_tag_ids=tuple(range(8805, 8905)),
+    start_id=8197,
+    end_id=8196,
+    row_end_id=8803,
+    separator_id=8710,
+)
+VOCABULARY_SIZE = 65536
+
+
+def build_transformer(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LuminaMGPTTransformer:
+    """A transformer of one of the `SHAPES`, allocated on `device` in `dtype` from the start."""
+    values = {"num_key_value_heads": SHAPES[shape]["num_attention_heads"], **SHAPES[shape]}
+    small_vq = {"base_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1], "num_embeddings": 8}
+    config = ChameleonConfig(vocab_size=VOCABULARY_SIZE, vocabulary_map={}, vq_config=small_vq, **values)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            transformer = LuminaMGPTTransformer(config)
+    finally:
+        torch.set_default_dtype(default)
+    transformer.model.rotary_emb.inv_freq = 1.0 / (
+        10000.0 ** (torch.arange(0, transformer.model.layers[0].self_attn.head_dim, 2, device=device).float()
+                    / transformer.model.layers[0].self_attn.head_dim)
+    )  # fmt: skip
+    # Sharper than at initialisation, so that the greedy choice is not decided by rounding.
+    torch.nn.init.normal_(transformer.lm_head.weight, std=0.3)
+    return transformer.eval().requires_grad_(False)
+
+
+def weight_bytes(transformer: LuminaMGPTTransformer) -> int:
+    """Bytes that one forward reads: all weights but the embedding, and of the head only the rows of the codes."""
+    config = transformer.config
+    layers = sum(
+        parameter.numel() * parameter.element_size() for parameter in transformer.model.layers.parameters()
+    )
+    head = VOCABULARY.num_codes * config.hidden_size * transformer.lm_head.weight.element_size()
+    return layers + head
+
+
+def cache_bytes(transformer: LuminaMGPTTransformer, length: int, rows: int) -> int:
+    """Bytes of the keys and values of `rows` sequences of `length` tokens."""
+    config = transformer.config
+    head_dim = config.hidden_size // config.num_attention_heads
+    element = torch.finfo(transformer.dtype).bits // 8
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * length * rows * element
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_bandwidth(device: torch.device, dtype: torch.dtype) -> float:
+    """Bytes per second at which a matrix far greater than any cache is read by a product with a vector."""
+    gigabytes = 4 if device.type == "cuda" else 1
+    columns = 4096
+    rows = gigabytes * 2**30 // columns // (torch.finfo(dtype).bits // 8)
+    weight = torch.ones(rows, columns, device=device, dtype=dtype)
+    vector = torch.ones(1, columns, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        synchronize(device)
+        start = time.perf_counter()
+        F.linear(vector, weight)
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return weight.numel() * weight.element_size() / min(seconds)

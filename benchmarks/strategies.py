@@ -1,0 +1,226 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+The strategies that are compared. Each is a function that samples one image (or several) and returns its codes.
+
+All sample by the same rule: guidance, the token grammar, top-k, temperature. `original` draws with a multinomial as
+the original code does; the others add the same noise, so that in float32 they give the same codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from models import VOCABULARY, VOCABULARY_SIZE
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
+from transformers.cache_utils import DynamicCache
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper
+
+from lumina_mgpt_diffusers import LuminaMGPTScheduler, LuminaMGPTTransformer
+from lumina_mgpt_diffusers.lumina_mgpt.decoding import ImageDecoder
+
+
+@dataclass
+class Task:
+    """What to sample: `batch_size` images of `rows x columns` codes after a prompt of `context` tokens."""
+
+    transformer: LuminaMGPTTransformer
+    device: torch.device
+    context: list[int]
+    rows: int
+    columns: int
+    guidance_scale: float = 4.0
+    temperature: float = 1.0
+    top_k: int = 2000
+    batch_size: int = 1
+    seed: int = 0
+    on_step: Callable[[], None] = field(default=lambda: None)
+
+    @property
+    def prefix(self) -> list[int]:
+        return VOCABULARY.prefix(16 * self.rows, 16 * self.columns)
+
+    @property
+    def num_codes(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to generate one by one: the codes and the row ends between them."""
+        return self.rows * (self.columns + 1) - 1
+
+    def noise(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return LuminaMGPTScheduler.draw_noise((self.num_codes, VOCABULARY.num_codes), generator, self.device)
+
+    def codes(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Codes `(1, rows, columns)` of the generated token ids."""
+        grid = torch.cat([token_ids, token_ids.new_zeros(1)]).view(self.rows, self.columns + 1)[:, :-1]
+        return (grid - VOCABULARY.code_ids[0].item())[None].cpu()
+
+
+def full_mask(allowed: torch.Tensor, device: torch.device) -> torch.Tensor:
+    mask = torch.full((VOCABULARY_SIZE,), -torch.inf, device=device)
+    mask[allowed.to(device)] = 0.0
+    return mask
+
+
+class Grammar(LogitsProcessor):
+    """Leaves only codes, or at the end of a row only the row end, over the full vocabulary."""
+
+    def __init__(self, task: Task, prompt_length: int) -> None:
+        self.prompt_length = prompt_length
+        self.columns = task.columns
+        self.codes = full_mask(VOCABULARY.code_ids, task.device)
+        self.row_end = full_mask(torch.tensor([VOCABULARY.row_end_id]), task.device)
+
+    def is_row_end(self, input_ids: torch.Tensor) -> bool:
+        return (input_ids.shape[1] - self.prompt_length + 1) % (self.columns + 1) == 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores + (self.row_end if self.is_row_end(input_ids) else self.codes)
+
+
+class SecondForwardGuidance(LogitsProcessor):
+    """Runs the unconditional branch by itself, with a growing cache of its own."""
+
+    def __init__(self, task: Task, prompt_length: int) -> None:
+        self.task = task
+        self.start = prompt_length - len(task.prefix)
+        self.cache = DynamicCache()
+        self.fed = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        ids = input_ids[:, self.start + self.fed :]
+        self.fed += ids.shape[1]
+        # The growing mask of ones is what `generate` passes too; without, a cached forward builds the same mask.
+        output = self.task.transformer(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        unconditional = output.logits[:, -1].float()
+        return unconditional + self.task.guidance_scale * (scores - unconditional)
+
+
+class StepHook(LogitsProcessor):
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.task.on_step()
+        return scores
+
+
+def generation_config(task: Task, **kwargs) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=task.num_tokens,
+        eos_token_id=VOCABULARY.separator_id,
+        pad_token_id=1,
+        # 0 is "all": None would mean transformers' default of 50.
+        **{"top_k": 0} if kwargs["do_sample"] else {},
+        **kwargs,
+    )
+
+
+def original(task: Task) -> torch.Tensor:
+    """Two forwards per token, each with its growing cache; processors and a multinomial over the full vocabulary."""
+    ids = torch.tensor([task.context + task.prefix], device=task.device)
+    processors = LogitsProcessorList([Grammar(task, ids.shape[1])])
+    if task.guidance_scale != 1.0:
+        processors.insert(0, SecondForwardGuidance(task, ids.shape[1]))
+    if task.top_k:
+        processors.append(TopKLogitsWarper(task.top_k))
+    if task.temperature not in (0, 1.0):
+        processors.append(TemperatureLogitsWarper(task.temperature))
+    processors.append(StepHook(task))
+    torch.manual_seed(task.seed)
+    output = task.transformer.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=generation_config(task, do_sample=task.temperature != 0 and task.top_k != 1),
+        logits_processor=processors,
+    )
+    return task.codes(output[0, ids.shape[1] :])
+
+
+class PairedGuidance(LogitsProcessor):
+    """Combines the two branches that share a batch and gives both the same scores."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        conditional, unconditional = scores.chunk(2)
+        guided = unconditional + self.task.guidance_scale * (conditional - unconditional)
+        return guided.repeat(2, 1)
+
+
+class AddNoise(LogitsProcessor):
+    def __init__(self, task: Task, grammar: Grammar) -> None:
+        self.task = task
+        self.grammar = grammar
+        self.noise = task.noise()
+        self.index = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.grammar.is_row_end(input_ids):
+            return scores
+        first = VOCABULARY.code_ids[0].item()
+        scores = scores / self.task.temperature
+        scores[:, first : first + VOCABULARY.num_codes] += self.noise[self.index]
+        self.index += 1
+        return scores
+
+
+def transformers_generate(task: Task, static: bool = False) -> torch.Tensor:
+    """transformers' `generate` with the branches in one batch; optionally with its static cache and compilation."""
+    conditional = task.context + task.prefix
+    rows = [conditional]
+    if task.guidance_scale != 1.0:
+        rows.append([1] * len(task.context) + task.prefix)
+    ids = torch.tensor(rows, device=task.device)
+    mask = torch.ones_like(ids)
+    mask[1:, : len(task.context)] = 0
+    grammar = Grammar(task, ids.shape[1])
+    processors = LogitsProcessorList([PairedGuidance(task)] if len(rows) == 2 else [])
+    processors.append(grammar)
+    if task.top_k:
+        processors.append(TopKLogitsWarper(task.top_k))
+    if task.temperature != 0 and task.top_k != 1:
+        processors.append(AddNoise(task, grammar))
+    processors.append(StepHook(task))
+    kwargs = {}
+    if static:
+        length = ids.shape[1] + task.num_tokens + 1
+        kwargs["past_key_values"] = StaticCache(config=task.transformer.config, max_cache_len=length)
+    output = task.transformer.generate(
+        ids,
+        attention_mask=mask,
+        generation_config=generation_config(task, do_sample=False),
+        logits_processor=processors,
+        **kwargs,
+    )
+    return task.codes(output[0, ids.shape[1] :])
+
+
+@torch.no_grad()
+def ours(task: Task, num_draft_tokens: int = 0, draft_init: str = "above") -> torch.Tensor:
+    """This project's decoder."""
+    scheduler = LuminaMGPTScheduler(num_draft_tokens=num_draft_tokens, draft_init=draft_init)
+    unconditional = [[]] * task.batch_size if task.guidance_scale != 1.0 else None
+    decoder = ImageDecoder(
+        task.transformer,
+        scheduler,
+        VOCABULARY,
+        [task.context] * task.batch_size,
+        unconditional,
+        torch.full((task.batch_size, task.rows, task.columns), -1),
+        [torch.Generator().manual_seed(task.seed + index) for index in range(task.batch_size)],
+        device=task.device,
+        guidance_scale=task.guidance_scale,
+        temperature=task.temperature,
+        top_k=task.top_k,
+    )
+    task.on_step()
+    while not decoder.is_finished:
+        decoder.step()
+        task.on_step()
+    return decoder.codes.cpu()
