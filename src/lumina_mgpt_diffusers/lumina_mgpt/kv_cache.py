@@ -12,6 +12,16 @@ from transformers.cache_utils import Cache, StaticLayer
 class SlotLayer(StaticLayer):
     """Keys and values of one layer, `(batch_size, num_kv_heads, max_length, head_dim)`, written by position."""
 
+    is_slot_major = False
+    """Whether the heads of one slot lie together in memory, as xformers reads them, or the slots of one head."""
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        if self.is_slot_major:
+            self.keys, self.values = (
+                states.transpose(1, 2).contiguous().transpose(1, 2) for states in (self.keys, self.values)
+            )
+
     def update(
         self,
         key_states: torch.Tensor,
@@ -63,6 +73,7 @@ class SlotCache(Cache):
             rows (`torch.LongTensor` of shape `(batch_size,)`): Row of `source` that each row of this cache copies.
         """
         for layer, filled in zip(self.layers, source.layers):
+            layer.is_slot_major = filled.is_slot_major
             picked = rows.to(filled.keys.device)
             layer.lazy_initialization(filled.keys[picked, :, :0], filled.values[picked, :, :0])
             layer.keys[:, :, : filled.max_cache_len] = filled.keys[picked]
@@ -88,7 +99,8 @@ class SlotCache(Cache):
         for index, layer in enumerate(cache.layers):
             like = filled[0].layers[index]
             layer.lazy_initialization(
-                like.keys[:1, :, :0].expand(len(rows), -1, -1, -1), like.values[:1, :, :0].expand(len(rows), -1, -1, -1)
+                like.keys[:1, :, :0].expand(len(rows), -1, -1, -1),
+                like.values[:1, :, :0].expand(len(rows), -1, -1, -1),
             )
             for row, source in enumerate(rows):
                 if source is not None:
@@ -114,6 +126,12 @@ class SlotCache(Cache):
         """Memory that the slots take."""
         layers = [layer for layer in self.layers if layer.is_initialized]
         return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
+
+    def make_slot_major(self) -> None:
+        """Lay out the memory as xformers reads it, which it does not beyond the slots in use. Before the first use."""
+        self.visible_length = self.layers[0].max_cache_len
+        for layer in self.layers:
+            layer.is_slot_major = True
 
     def visibility(self) -> torch.BoolTensor:
         """Which slots each query sees: `(batch_size, 1, query_length, visible_length)`."""

@@ -20,9 +20,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
 
+from .attention import XFORMERS, XformersAttentionMixin
 from .kv_cache import SlotCache
 from .lora import LoraTransformerMixin
 
+
+SLOT_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", XFORMERS)
+"""Attention implementations that images can be sampled with."""
 
 HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
 
@@ -66,7 +70,7 @@ class ExpandNormRows(ConversionOps):
         return self
 
 
-class LuminaMGPTTransformer(LoraTransformerMixin, ChameleonForConditionalGeneration):
+class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, ChameleonForConditionalGeneration):
     r"""
     The decoder-only transformer of Lumina-mGPT (https://huggingface.co/papers/2408.02657).
 
@@ -85,6 +89,22 @@ class LuminaMGPTTransformer(LoraTransformerMixin, ChameleonForConditionalGenerat
         super().__init__(config)
         del self.model.vqmodel
         self.model.rotary_emb = LuminaMGPTRotaryEmbedding(config)
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False
+    ) -> None:
+        r"""
+        Choose how attention is computed.
+
+        Args:
+            attn_implementation (`str` or `dict[str, str]`):
+                `"sdpa"`, `"eager"` or `"flex_attention"`; `"flash_attention_2"` and others without a [`SlotCache`].
+            allow_all_kernels (`bool`, defaults to `False`): Whether kernels of any repository on the Hub are allowed.
+        """
+        if isinstance(attn_implementation, str):
+            # For this model alone: its configuration has one of a VQ model too, but the model has none.
+            attn_implementation = {"": attn_implementation}
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
 
     def save_pretrained(
         self,
@@ -170,9 +190,10 @@ class LuminaMGPTTransformer(LoraTransformerMixin, ChameleonForConditionalGenerat
             [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: `logits` are of shape
             `(batch_size, kept_length, vocab_size or stop - first)`.
         """
-        if isinstance(past_key_values, SlotCache):
-            past_key_values.positions = position_ids
-            attention_mask = self._slot_mask(past_key_values)
+        slots = past_key_values if isinstance(past_key_values, SlotCache) else None
+        if slots is not None:
+            slots.positions = position_ids
+            attention_mask = self._slot_mask(slots)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -180,6 +201,7 @@ class LuminaMGPTTransformer(LoraTransformerMixin, ChameleonForConditionalGenerat
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **self._xformers_arguments(slots),
             **kwargs,
         )
         # On CPU, a strided input makes the bfloat16 head 20 times slower.
@@ -200,6 +222,13 @@ class LuminaMGPTTransformer(LoraTransformerMixin, ChameleonForConditionalGenerat
     def _slot_mask(self, cache: SlotCache) -> torch.Tensor | BlockMask:
         """What each query may see of the cache, in the form that the attention implementation takes."""
         implementation = self.config._attn_implementation
+        if implementation not in SLOT_IMPLEMENTATIONS:
+            raise ValueError(
+                f"The attention implementation {implementation!r} cannot read the slots of the KV cache. Use one of"
+                f" {list(SLOT_IMPLEMENTATIONS)} to sample images."
+            )
+        if implementation == XFORMERS:
+            cache.make_slot_major()
         if implementation == "flex_attention":
             positions = cache.positions
             return create_block_mask(
