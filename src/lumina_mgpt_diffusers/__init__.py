@@ -2,16 +2,31 @@
 """Lumina-mGPT (https://huggingface.co/papers/2408.02657) as diffusers pipelines."""
 
 from .lumina_mgpt import (
+    ImagePart,
+    LuminaMGPTChatPipeline,
+    LuminaMGPTChatPipelineOutput,
+    LuminaMGPTConversation,
     LuminaMGPTPipeline,
     LuminaMGPTPipelineOutput,
     LuminaMGPTScheduler,
     LuminaMGPTTransformer,
+    TextPart,
 )
 from .registration import register
 
 
 __version__ = "0.1.0"
 
-__all__ = ["LuminaMGPTPipeline", "LuminaMGPTPipelineOutput", "LuminaMGPTScheduler", "LuminaMGPTTransformer"]
+__all__ = [
+    "ImagePart",
+    "LuminaMGPTChatPipeline",
+    "LuminaMGPTChatPipelineOutput",
+    "LuminaMGPTConversation",
+    "LuminaMGPTPipeline",
+    "LuminaMGPTPipelineOutput",
+    "LuminaMGPTScheduler",
+    "LuminaMGPTTransformer",
+    "TextPart",
+]
 
 register()

@@ -114,8 +114,7 @@ class ImageDecoder(ImageSampling):
             past_key_values=self._cache,
             logits_range=self._logits_range,
         ).logits.float()
-        if self._codebook_order is not None:
-            logits = logits[..., self._codebook_order]
+        logits = self.select_codes(logits)
         if self.num_branches == 1:
             return logits
         return guide(*logits.chunk(2), self.guidance_scale)

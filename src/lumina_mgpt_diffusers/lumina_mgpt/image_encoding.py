@@ -144,9 +144,7 @@ def blend_over_white(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray((rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8))
 
 
-def prepare_image(
-    image: PIL.Image.Image, base_size: int, generator: torch.Generator | None = None
-) -> PIL.Image.Image:
+def prepare_image(image: PIL.Image.Image, base_size: int, generator: torch.Generator | None = None) -> PIL.Image.Image:
     """
     What the VQ model gets to see of an image: `RGB`, of a trained size.
 

@@ -134,6 +134,11 @@ class ImageSampling:
         return min(places) - min(places) // (self.columns + 1)
 
     @property
+    def first_places(self) -> list[int]:
+        """The first place of each image that is not final."""
+        return list(self._frontier)
+
+    @property
     def is_finished(self) -> bool:
         return all(first >= stop for first, stop in zip(self._frontier, self._stops))
 
@@ -171,6 +176,10 @@ class ImageSampling:
         before = (places - 1).clamp(min=0, max=self._sample.shape[1] - 1)
         ids = self._token_ids[self._sample.gather(1, before).clamp(min=0)]
         return torch.where(places == 0, self._prefix[-1], ids)
+
+    def select_codes(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of the codebook, `(..., num_codes)`, from those of the range of token ids that holds it."""
+        return logits if self._codebook_order is None else logits[..., self._codebook_order]
 
     def accept(self, places: torch.LongTensor, logits: torch.Tensor) -> None:
         """

@@ -91,6 +91,14 @@ class LuminaMGPTBasePipeline(
                 " Nearest trained size: {}x{}.".format(*nearest_size(height, width, base_size))
             )
 
+    def _warn_of_length(self, num_tokens: int) -> None:
+        trained = self.transformer.config.max_position_embeddings
+        if num_tokens > trained:
+            warn_once(
+                f"The sequence is longer than the {trained} tokens (`max_position_embeddings`) that the model was"
+                " trained on. It works on, but may lose the thread."
+            )
+
     def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
         """
         Decode VQ codes to images, one at a time to bound the memory.

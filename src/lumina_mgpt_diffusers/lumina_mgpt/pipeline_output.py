@@ -7,6 +7,9 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
+from .conversation import ImagePart, LuminaMGPTConversation, TextPart
+from .prompts import IMAGE_PLACEHOLDER
+
 
 @dataclass
 class LuminaMGPTPipelineOutput(BaseOutput):
@@ -22,3 +25,48 @@ class LuminaMGPTPipelineOutput(BaseOutput):
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+
+
+@dataclass
+class LuminaMGPTImg2ImgPipelineOutput(LuminaMGPTPipelineOutput):
+    """
+    Output class for Lumina-mGPT image-to-image pipelines.
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+            As in [`LuminaMGPTPipelineOutput`]. Arrays, tensors and codes of images of different sizes are a list.
+        arrays (`list[np.ndarray]`, *optional*):
+            What the images mean, for the tasks that define it, see [`Task`].
+    """
+
+    arrays: list[np.ndarray] | None = None
+
+
+@dataclass
+class LuminaMGPTChatPipelineOutput(BaseOutput):
+    """
+    Output class for [`LuminaMGPTChatPipeline`]: one answer.
+
+    Args:
+        parts (`list[TextPart | ImagePart]`): The answer, text and images in their order.
+        finish_reason (`str`):
+            `"stop"` if the model ended its answer, `"length"` if it was cut off at `max_new_tokens`.
+        token_ids (`list[int]`): The tokens of the answer, without the separator that ends it.
+        conversation ([`LuminaMGPTConversation`]): To go on from this answer.
+    """
+
+    parts: list[TextPart | ImagePart]
+    finish_reason: str
+    token_ids: list[int]
+    conversation: LuminaMGPTConversation
+
+    @property
+    def text(self) -> str:
+        """The answer as text, with `<|image|>` where an image stands."""
+        return "".join(part.text if isinstance(part, TextPart) else IMAGE_PLACEHOLDER for part in self.parts)
+
+    @property
+    def images(self) -> list[PIL.Image.Image | np.ndarray | torch.Tensor]:
+        """The images of the answer, those included that were cut off after their first code."""
+        images = [part.image for part in self.parts if isinstance(part, ImagePart)]
+        return [image for image in images if image is not None]

@@ -57,6 +57,15 @@ def text_to_image_prompt(prompt: str, height: int, width: int) -> str:
     return TEXT_TO_IMAGE_TEMPLATE.format(width=width, height=height, prompt=prompt)
 
 
+def split_at_images(text: str) -> list[str | None]:
+    """The pieces of a text between the marks of images, with None for each mark."""
+    first, *others = text.split(IMAGE_PLACEHOLDER)
+    pieces = [first]
+    for piece in others:
+        pieces += [None, piece]
+    return [piece for piece in pieces if piece != ""]
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
     Encode text as the characters it is made of.

@@ -8,7 +8,7 @@ from numbers import Real
 
 import torch
 
-from .unirep import GRID_SIZE, nearest_size
+from .unirep import GRID_SIZE, ImageVocabulary, nearest_size
 
 
 def is_integer(value: object) -> bool:
@@ -100,6 +100,13 @@ def check_generator(generator: object, batch_size: int) -> None:
             f"You have passed a list of generators of length {len(generator)}, but requested an effective batch size"
             f" of {batch_size}. Make sure the batch size matches the length of the generators."
         )
+
+
+def check_codes(name: str, codes: torch.LongTensor, vocabulary: ImageVocabulary) -> None:
+    try:
+        vocabulary.to_tokens(codes)
+    except ValueError as error:
+        raise ValueError(f"`{name}` holds VQ codes that are no image: {error}") from None
 
 
 def check_latents(latents: object, shape: tuple[int, int, int], num_codes: int) -> None:

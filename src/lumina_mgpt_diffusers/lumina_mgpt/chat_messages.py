@@ -1,0 +1,167 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Messages in the format of transformers' chat templates, with images, as turns of text and images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .conversation import ImagePart, TextPart
+from .image_encoding import load_images
+from .prompts import IMAGE_PLACEHOLDER, encode_conversation, split_at_images
+
+
+ROLES = ("user", "assistant")
+
+IMAGE_KEYS = ("image", "url", "path")
+
+LoadedImage = PIL.Image.Image | torch.LongTensor
+
+
+@dataclass
+class Turns:
+    """
+    A conversation, or the part of it that is new.
+
+    Args:
+        messages (`list[dict]`): For each turn the role and its content, a list of text and image parts.
+        images (`list[PIL.Image.Image | torch.LongTensor]`): The images, or their VQ codes, in the order of the parts.
+    """
+
+    messages: list[dict]
+    images: list[LoadedImage]
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, images: Sequence[Sequence[int]]) -> list[int]:
+        """Token ids from `<s>` to the last separator; `images` are the tokens of each image."""
+        return encode_conversation(tokenizer, self.messages, images)
+
+
+def read_messages(messages: object, images: object = None, name: str = "messages") -> Turns:
+    """
+    Check messages and load their images.
+
+    Args:
+        messages (`str` or `list[dict]`): See [`LuminaMGPTChatPipeline.__call__`].
+        images (`ImageInput` or a list of them, *optional*): The images that the messages leave open.
+        name (`str`, defaults to `"messages"`): Name of the argument, for errors.
+
+    Raises:
+        `ValueError`: If the messages are not a conversation that ends in a turn of the user, or the images do not fit.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"`{name}` has to be a string or a non-empty list of messages but is {messages!r}.")
+    loose = [] if images is None else load_images(images, f"images of {name}" if name != "messages" else "images")
+
+    contents = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise ValueError(f"`{name}[{index}]` has to be a dict of `role` and `content` but is {message!r}.")
+        expected = ROLES[index % 2]
+        if message["role"] != expected:
+            raise ValueError(
+                f"`{name}[{index}]['role']` has to be {expected!r}, since turns alternate and the user's comes first,"
+                f" but is {message['role']!r}. The model knows no other roles: what a system prompt says belongs into"
+                " the first turn of the user."
+            )
+        contents.append(_read_content(message["content"], f"{name}[{index}]['content']"))
+    if len(contents) % 2 == 0:
+        raise ValueError(f"`{name}` has to end in a turn of the user, which is to be answered, but ends in an answer.")
+
+    is_open = any(part is None for content in contents for part in content)
+    if loose and not is_open:
+        contents = _mark_images(contents, len(loose), name)
+    num_open = sum(part is None for content in contents for part in content)
+    if num_open != len(loose):
+        raise ValueError(f"`{name}` mark {num_open} images without saying which but `images` holds {len(loose)}.")
+
+    remaining = iter(loose)
+    turns = Turns([], [])
+    for index, content in enumerate(contents):
+        parts = []
+        for part in content:
+            if isinstance(part, str) and parts and parts[-1]["type"] == "text":
+                parts[-1]["text"] += part  # text is tokenized as a whole
+            elif isinstance(part, str):
+                parts.append({"type": "text", "text": part})
+            else:
+                parts.append({"type": "image"})
+                turns.images.append(next(remaining) if part is None else part)
+        turns.messages.append({"role": ROLES[index % 2], "content": parts})
+    return turns
+
+
+def _read_content(content: object, name: str) -> list[str | LoadedImage | None]:
+    """Text, images, and None for each image that is still to be said."""
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"`{name}` has to be a string or a list of text and image parts but is {content!r}.")
+    return [_read_part(part, f"{name}[{index}]") for index, part in enumerate(content)]
+
+
+def _read_part(part: object, name: str) -> str | LoadedImage | None:
+    if isinstance(part, TextPart):
+        return part.text
+    if isinstance(part, ImagePart):
+        if part.codes is None or not part.is_complete:
+            raise ValueError(f"`{name}` is an image that was cut off. Pass its `image` or leave it out.")
+        return part.codes
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if isinstance(part, Mapping) and part.get("type") == "image":
+        given = [part[key] for key in IMAGE_KEYS if part.get(key) is not None]
+        if not given:
+            return None
+        loaded = load_images(given[0], name)
+        if len(loaded) == 1:
+            return loaded[0]
+    raise ValueError(
+        f"`{name}` has to be {{'type': 'text', 'text': …}} or {{'type': 'image', 'image': …}} with one image, or with"
+        f" `url` or `path` instead of `image`, or without any for one of `images`, but is {part!r}."
+    )
+
+
+def _mark_images(contents: list[list], num_images: int, name: str) -> list[list]:
+    """Put the images where the text marks them or, if it marks none, before the first turn."""
+    marked = [
+        [piece for part in content for piece in (split_at_images(part) if isinstance(part, str) else [part])]
+        for content in contents
+    ]
+    num_marks = sum(part is None for content in marked for part in content)
+    if num_marks == 0:
+        first, *others = contents
+        return [[piece for _ in range(num_images) for piece in (None, " ")] + first, *others]
+    if num_marks != num_images:
+        raise ValueError(
+            f"`{name}` mark {num_marks} images by {IMAGE_PLACEHOLDER} but `images` holds {num_images}. Text that may"
+            " contain this mark by chance has to come with its images in parts, as a list of"
+            " {'type': 'image', 'image': …} and {'type': 'text', 'text': …}."
+        )
+    return marked
+
+
+def split_batch(messages: object, images: object, conversation: object) -> tuple[list, list, list, bool]:
+    """
+    The messages, images and conversations of a call as lists with one element for each conversation.
+
+    Returns:
+        `tuple[list, list, list, bool]`: These lists, and whether the call was for a batch.
+    """
+    is_batch = isinstance(messages, (list, tuple)) and bool(messages) and not isinstance(messages[0], Mapping)
+    if not is_batch:
+        return [messages], [images], [conversation], False
+    for name, value in (("images", images), ("conversation", conversation)):
+        if value is not None and (not isinstance(value, (list, tuple)) or len(value) != len(messages)):
+            found = f"{len(value)} elements" if isinstance(value, (list, tuple)) else type(value)
+            raise ValueError(
+                f"`{name}` has to be a list with one element for each of the {len(messages)} conversations of"
+                f" `messages`, None where there is none, but is {found}."
+            )
+    num = len(messages)
+    return list(messages), list(images or [None] * num), list(conversation or [None] * num), True

@@ -1,0 +1,97 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Conversations with the model: what they consist of, and the state that one carries from turn to turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+
+from .kv_cache import SlotCache
+
+
+@dataclass
+class TextPart:
+    """
+    Text of an answer.
+
+    Args:
+        text (`str`): The text.
+    """
+
+    text: str
+
+
+@dataclass
+class ImagePart:
+    """
+    An image of an answer.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*):
+            The image as `output_type` asks for it. What was not sampled before the answer was cut off repeats the
+            codes above it. None if nothing was sampled.
+        codes (`torch.LongTensor` of shape `(height / 16, width / 16)`, *optional*):
+            Its VQ codes, -1 where none was sampled. None if the answer was cut off before the size of the image was
+            known.
+        is_complete (`bool`, defaults to `True`): Whether all of it was sampled.
+    """
+
+    image: PIL.Image.Image | np.ndarray | torch.Tensor | None
+    codes: torch.LongTensor | None
+    is_complete: bool = True
+
+
+class LuminaMGPTConversation:
+    """
+    A conversation over several calls of [`LuminaMGPTChatPipeline`].
+
+    It holds the exact tokens so far and the KV cache of them, so that a turn costs no more than its own tokens.
+
+    Args:
+        generator (`torch.Generator`, *optional*):
+            Draws the noise of all its answers; by default the generator of its first call.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
+        self.token_ids: list[int] = []
+        self._cache: SlotCache | None = None
+        self._num_cached = 0
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """How many of [`token_ids`] are in the cache. The next turn feeds the others and its own."""
+        return self._num_cached
+
+    @property
+    def cache_size(self) -> int:
+        """Memory of the cache in bytes."""
+        return 0 if self._cache is None else self._cache.num_bytes
+
+    def drop_cache(self) -> None:
+        """Free the memory of the cache. The next turn computes it anew."""
+        self._cache, self._num_cached = None, 0
+
+    def take_cache(self) -> tuple[SlotCache | None, int]:
+        """The cache, to be extended, and the number of tokens in it. Without it the conversation is still whole."""
+        taken = self._cache, self._num_cached
+        self.drop_cache()
+        return taken
+
+    def extend(self, token_ids: list[int], cache: SlotCache | None, num_cached: int) -> None:
+        """
+        Go on to after an answer.
+
+        Args:
+            token_ids (`list[int]`): The whole conversation, up to the separator after the answer.
+            cache ([`SlotCache`], *optional*): Cache of one row.
+            num_cached (`int`): Number of tokens in it.
+        """
+        self.token_ids = list(token_ids)
+        self._cache, self._num_cached = (cache, num_cached) if cache is not None else (None, 0)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.token_ids)} tokens, {self._num_cached} of them cached)"
