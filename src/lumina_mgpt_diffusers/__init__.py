@@ -2,15 +2,25 @@
 """Lumina-mGPT (https://huggingface.co/papers/2408.02657) as diffusers pipelines."""
 
 from .lumina_mgpt import (
+    TASKS,
     ImagePart,
     LuminaMGPTChatPipeline,
     LuminaMGPTChatPipelineOutput,
     LuminaMGPTConversation,
+    LuminaMGPTImg2ImgPipeline,
+    LuminaMGPTImg2ImgPipelineOutput,
     LuminaMGPTPipeline,
     LuminaMGPTPipelineOutput,
     LuminaMGPTScheduler,
     LuminaMGPTTransformer,
+    Task,
     TextPart,
+    contact_sheet,
+    find_palette,
+    multiview_prompt,
+    read_depth,
+    read_labels,
+    read_normals,
 )
 from .registration import register
 
@@ -22,11 +32,21 @@ __all__ = [
     "LuminaMGPTChatPipeline",
     "LuminaMGPTChatPipelineOutput",
     "LuminaMGPTConversation",
+    "LuminaMGPTImg2ImgPipeline",
+    "LuminaMGPTImg2ImgPipelineOutput",
     "LuminaMGPTPipeline",
     "LuminaMGPTPipelineOutput",
     "LuminaMGPTScheduler",
     "LuminaMGPTTransformer",
+    "TASKS",
+    "Task",
     "TextPart",
+    "contact_sheet",
+    "find_palette",
+    "multiview_prompt",
+    "read_depth",
+    "read_labels",
+    "read_normals",
 ]
 
 register()

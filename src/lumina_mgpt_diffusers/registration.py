@@ -38,6 +38,7 @@ def register() -> None:
 
 def register_auto_pipelines(module: ModuleType) -> None:
     module.AUTO_TEXT2IMAGE_PIPELINES_MAPPING[MODEL_NAME] = lumina_mgpt.LuminaMGPTPipeline
+    module.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING[MODEL_NAME] = lumina_mgpt.LuminaMGPTImg2ImgPipeline
 
 
 class _AfterImport(MetaPathFinder):

@@ -4,9 +4,16 @@
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
 from .pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .pipeline_lumina_mgpt_chat import LuminaMGPTChatPipeline
-from .pipeline_output import LuminaMGPTChatPipelineOutput, LuminaMGPTPipelineOutput
+from .pipeline_lumina_mgpt_img2img import LuminaMGPTImg2ImgPipeline
+from .pipeline_output import (
+    LuminaMGPTChatPipelineOutput,
+    LuminaMGPTImg2ImgPipelineOutput,
+    LuminaMGPTPipelineOutput,
+)
+from .prompts import TASKS, Task, multiview_prompt
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
+from .visual_results import contact_sheet, find_palette, read_depth, read_labels, read_normals
 
 
 __all__ = [
@@ -14,9 +21,19 @@ __all__ = [
     "LuminaMGPTChatPipeline",
     "LuminaMGPTChatPipelineOutput",
     "LuminaMGPTConversation",
+    "LuminaMGPTImg2ImgPipeline",
+    "LuminaMGPTImg2ImgPipelineOutput",
     "LuminaMGPTPipeline",
     "LuminaMGPTPipelineOutput",
     "LuminaMGPTScheduler",
     "LuminaMGPTTransformer",
+    "TASKS",
+    "Task",
     "TextPart",
+    "contact_sheet",
+    "find_palette",
+    "multiview_prompt",
+    "read_depth",
+    "read_labels",
+    "read_normals",
 ]

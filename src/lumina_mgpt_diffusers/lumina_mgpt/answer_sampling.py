@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerBase
 from .image_sampling import ImageSampling, guide
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .sequence_batch import Feed
-from .unirep import GRID_SIZE, MAX_ASPECT_RATIO, ImageVocabulary, fill_missing_codes
+from .size_tags import SizeTags, choose_id
+from .unirep import ImageVocabulary, fill_missing_codes
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Grammar:
 
     Args:
         vocabulary ([`ImageVocabulary`]): Token ids of the image language.
+        size_tags ([`SizeTags`]): The sizes that an image may have.
         text_ids (`torch.LongTensor` of shape `(num_text_ids,)`):
             What may be sampled in text: text, the start of an image, the separator.
-        base_size (`int`): Base size of the checkpoint in pixels, which bounds the area of an image.
         forced_size (`tuple[int, int]`, *optional*): `(height, width)` in pixels of every image.
     """
 
     vocabulary: ImageVocabulary
+    size_tags: SizeTags
     text_ids: torch.LongTensor
-    base_size: int
     forced_size: tuple[int, int] | None = None
 
     @classmethod
@@ -58,31 +59,7 @@ class Grammar:
         control = {*tokenizer.added_tokens_encoder.values(), *vocabulary.code_ids.tolist(), *vocabulary.size_tag_ids}
         control |= {vocabulary.end_id, vocabulary.row_end_id}
         allowed = set(tokenizer.get_vocab().values()) - control | {vocabulary.start_id, vocabulary.separator_id}
-        return cls(vocabulary, torch.tensor(sorted(allowed)), base_size, forced_size)
-
-    def height_ids(self) -> torch.LongTensor:
-        """Size tags that may stand for the height of an image."""
-        return self._tag_ids([n for n in self._all_grids() if any(self._is_valid(n, m) for m in self._all_grids())])
-
-    def width_ids(self, height_id: int) -> torch.LongTensor:
-        """Size tags that may follow that of a height."""
-        height = self.vocabulary.size_tag_ids.index(height_id) + 1
-        return self._tag_ids([n for n in self._all_grids() if self._is_valid(height, n)])
-
-    def size(self, height_id: int, width_id: int) -> tuple[int, int]:
-        """`(height, width)` in pixels that two size tags say."""
-        tags = self.vocabulary.size_tag_ids
-        return (tags.index(height_id) + 1) * GRID_SIZE, (tags.index(width_id) + 1) * GRID_SIZE
-
-    def _all_grids(self) -> range:
-        return range(1, min(len(self.vocabulary.size_tag_ids), (self.base_size // GRID_SIZE) ** 2) + 1)
-
-    def _is_valid(self, height: int, width: int) -> bool:
-        is_small = height * width <= (self.base_size // GRID_SIZE) ** 2
-        return is_small and max(height, width) <= MAX_ASPECT_RATIO * min(height, width)
-
-    def _tag_ids(self, grids: list[int]) -> torch.LongTensor:
-        return torch.tensor([self.vocabulary.size_tag_ids[n - 1] for n in grids])
+        return cls(vocabulary, SizeTags(vocabulary, base_size), torch.tensor(sorted(allowed)), forced_size)
 
 
 @dataclass(frozen=True)
@@ -126,33 +103,6 @@ class Phase(Enum):
     WIDTH = "width"
     IMAGE = "image"
     FINISHED = "finished"
-
-
-def choose_id(
-    scheduler: LuminaMGPTScheduler,
-    logits: torch.Tensor,
-    allowed: torch.LongTensor,
-    generator: torch.Generator,
-    temperature: float,
-    top_k: int,
-) -> int:
-    """
-    Sample a token id.
-
-    The noise is drawn over the whole vocabulary, so that what is drawn next does not depend on what is allowed here.
-
-    Args:
-        scheduler ([`LuminaMGPTScheduler`]): The sampler.
-        logits (`torch.Tensor` of shape `(vocab_size,)`): float32 logits.
-        allowed (`torch.LongTensor`): The ids to choose from.
-        generator (`torch.Generator`): Draws the noise.
-        temperature (`float`), top_k (`int`): Sampler settings, `top_k=0` for all.
-    """
-    allowed = allowed.to(logits.device)
-    noise = None
-    if not scheduler.is_greedy(temperature, top_k):
-        noise = scheduler.draw_noise(logits.shape, generator, logits.device)[allowed]
-    return int(allowed[scheduler.sample(logits[allowed], noise, temperature, top_k)])
 
 
 class AnswerSampling:
@@ -285,11 +235,11 @@ class AnswerSampling:
                 self.sequence.append(id)
                 self._pieces.append(SampledText([id]))
         elif self._phase is Phase.HEIGHT:
-            self.sequence.append(self._choose_tag(logits, self.grammar.height_ids()))
+            self.sequence.append(self._choose_tag(logits, self.grammar.size_tags.height_ids()))
             self._phase = Phase.WIDTH
         else:
-            self.sequence.append(self._choose_tag(logits, self.grammar.width_ids(self.sequence[-1])))
-            self._start_codes(*self.grammar.size(*self.sequence[-2:]))
+            self.sequence.append(self._choose_tag(logits, self.grammar.size_tags.width_ids(self.sequence[-1])))
+            self._start_codes(*self.grammar.size_tags.size(*self.sequence[-2:]))
 
     def _choose(self, logits: torch.Tensor, allowed: torch.LongTensor, temperature: float, top_k: int) -> int:
         return choose_id(self.scheduler, logits, allowed, self.generator, temperature, top_k)

@@ -6,20 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import PIL.Image
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from .conversation import ImagePart, TextPart
-from .image_encoding import load_images
+from .image_encoding import LoadedImage, load_images
 from .prompts import IMAGE_PLACEHOLDER, encode_conversation, split_at_images
 
 
 ROLES = ("user", "assistant")
 
 IMAGE_KEYS = ("image", "url", "path")
-
-LoadedImage = PIL.Image.Image | torch.LongTensor
 
 
 @dataclass

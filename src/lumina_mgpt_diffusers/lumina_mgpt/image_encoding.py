@@ -25,6 +25,9 @@ from .unirep import nearest_size
 ImageInput = PIL.Image.Image | np.ndarray | torch.Tensor | str | os.PathLike
 """One image; arrays and tensors with a batch dimension, and lists of any of these, are several."""
 
+LoadedImage = PIL.Image.Image | torch.LongTensor
+"""An image, or the VQ codes of one."""
+
 ACCEPTED = (
     "a PIL image, a path, a URL, an array of shape (height, width, channels), a tensor of shape (channels, height,"
     " width), with 1, 3 or 4 channels of uint8 or of floating values in [0, 1], or VQ codes, torch.int64 of shape"

@@ -9,17 +9,133 @@ text of users can never become a control token: in this module it is always enco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from .unirep import SEPARATOR_TOKEN
+from .visual_results import read_depth, read_labels, read_normals
 
 
 IMAGE_PLACEHOLDER = "<|image|>"
 
 TEXT_TO_IMAGE_TEMPLATE = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
+
+MULTIVIEW_TEMPLATE = (
+    "Generate {num_views} object views of {width}x{height} according to the following prompt: {prompt}"
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    What a model of the Omni kind is asked to make of an image.
+
+    Args:
+        template (`str`):
+            The human turn, with `<|image|>` where the image goes and, if the task needs a text, `{prompt}` for it.
+        guidance_scale (`float`, *optional*), temperature (`float`, *optional*), top_k (`int`, *optional*):
+            Sampler settings of the task. Those that are None are the scheduler's.
+        to_array (`Callable[[np.ndarray], np.ndarray]`, *optional*):
+            What the image means as numbers, from its pixels `(height, width, 3)`, uint8.
+    """
+
+    template: str
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    to_array: Callable[[np.ndarray], np.ndarray] | None = None
+
+    @property
+    def needs_prompt(self) -> bool:
+        return "{prompt}" in self.template
+
+    def content(self, prompt: str | None, num_images: int) -> list[dict]:
+        """
+        The content of the human turn, text and image parts.
+
+        Args:
+            prompt (`str`, *optional*):
+                The text. If there are more images than the template marks, it has to mark each of them by `<|image|>`,
+                and the mark of the template is left out; otherwise that is a text like any other.
+            num_images (`int`): Number of images.
+
+        Raises:
+            `ValueError`: If the images or the text do not fit the task.
+        """
+        if self.needs_prompt and prompt is None:
+            raise ValueError(f"`prompt` has to be given, for the task {self.template!r}.")
+        if not self.needs_prompt and prompt is not None:
+            raise ValueError(f"`prompt` has no place in the task {self.template!r} but is {prompt!r}.")
+        pieces = split_at_images(self.template)
+        if pieces.count(None) != num_images:
+            marked = split_at_images(prompt or "")
+            if marked.count(None) != num_images:
+                raise ValueError(
+                    f"`image` holds {num_images} images for one prompt, but the task {self.template!r} takes"
+                    f" {pieces.count(None)} and the prompt marks {marked.count(None)} by {IMAGE_PLACEHOLDER}."
+                )
+            before, _, after = "".join(piece for piece in pieces if piece).rstrip().partition("{prompt}")
+            pieces = [before, *marked, after]
+        else:
+            pieces = [piece and piece.replace("{prompt}", prompt or "") for piece in pieces]
+        content: list[dict] = []
+        for piece in pieces:
+            if piece is None:
+                content.append({"type": "image"})
+            elif content and content[-1]["type"] == "text":
+                content[-1]["text"] += piece
+            elif piece:
+                content.append({"type": "text", "text": piece})
+        return content
+
+
+TASKS: dict[str, Task] = {
+    "edit": Task("{prompt} <|image|>", guidance_scale=4.0, temperature=1.0, top_k=2000),
+    "depth": Task("Depth estimation. <|image|>", 1.0, 1.0, 200, read_depth),
+    "normal": Task("Surface normal estimation. <|image|>", 1.0, 1.0, 200, read_normals),
+    "segmentation": Task("Semantic segmentation. <|image|>", 1.0, 1.0, 200, read_labels),
+    "pose": Task("Human pose estimation. <|image|>", 1.0, 1.0, 200),
+    "detection": Task("Detect: {prompt} <|image|>", 1.0, 1.0, 200),
+    "control": Task(
+        "Generate an image according to the provided image, and according to the following caption:\n"
+        "{prompt} <|image|>",
+        guidance_scale=1.0,
+        temperature=1.0,
+        top_k=2000,
+    ),
+}
+"""What [`LuminaMGPTImg2ImgPipeline`] can be asked for by name. Add to it what a checkpoint of yours was trained on."""
+
+
+def find_task(task: object) -> Task:
+    """The task of a name in [`TASKS`], of a template, or as it is. Raises `ValueError` if it is none of these."""
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, str) and task in TASKS:
+        return TASKS[task]
+    if isinstance(task, str) and (IMAGE_PLACEHOLDER in task or "{prompt}" in task):
+        return Task(task)
+    raise ValueError(
+        f"`task` has to be one of {list(TASKS)}, or a template with {IMAGE_PLACEHOLDER} and {{prompt}} in it, or a"
+        f" `Task`, but is {task!r}."
+    )
+
+
+def multiview_prompt(prompt: str, height: int = 384, width: int = 384, num_views: int = 16) -> str:
+    """
+    The human turn that asks for views of an object, to be passed to [`LuminaMGPTChatPipeline`].
+
+    Args:
+        prompt (`str`): The object.
+        height (`int`, defaults to 384), width (`int`, defaults to 384): Size of each view in pixels.
+        num_views (`int`, defaults to 16): Number of views. The model was trained on 16.
+    """
+    return MULTIVIEW_TEMPLATE.format(num_views=num_views, width=width, height=height, prompt=prompt)
+
 
 # A template can only produce a string, in which a control token is indistinguishable from text that spells its name.
 # So where `encode_conversation` encodes such text as characters, the template has to refuse it.

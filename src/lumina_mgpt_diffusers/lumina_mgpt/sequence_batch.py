@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from .decoding import LENGTH_STEP, is_compiled, round_up
+from .decoding import LENGTH_STEP, round_up
 from .kv_cache import SlotCache
 
 
@@ -87,16 +87,16 @@ class SequenceBatch:
         positions = (starts[:, None] + torch.arange(width)).clamp(max=self._max_length - 1)
         kept = (lengths[:, None] - num_logits + torch.arange(num_logits)).clamp(min=0)
 
-        self._cache.visible_length = self._max_length
-        if not is_compiled(self.transformer):
-            self._cache.visible_length = min(round_up(needed, LENGTH_STEP), self._max_length)
-        logits = self.transformer(
-            input_ids=ids.to(self.device),
-            position_ids=positions.to(self.device),
-            past_key_values=self._cache,
-            logits_to_keep=kept.to(self.device),
-            logits_range=logits_range,
-        ).logits
+        self._cache.visible_length = min(round_up(needed, LENGTH_STEP), self._max_length)
+        # Shapes change from one forward to the next, and compiled code is made for a shape.
+        with torch.compiler.set_stance("force_eager"):
+            logits = self.transformer(
+                input_ids=ids.to(self.device),
+                position_ids=positions.to(self.device),
+                past_key_values=self._cache,
+                logits_to_keep=kept.to(self.device),
+                logits_range=logits_range,
+            ).logits
         return [row[num_logits - feed.num_logits :].float() for row, feed in zip(logits, feeds)]
 
     def _arrange(self, sequences: list[Hashable], needed: int) -> None:
