@@ -84,3 +84,11 @@ class CountForwards:
 @pytest.fixture
 def count_forwards():
     return CountForwards
+
+
+@pytest.fixture(scope="session")
+def saved_folder(random_pipe, tmp_path_factory) -> Path:
+    """The pipeline `random_pipe` as `save_pretrained` writes it. Tests may not change it."""
+    folder = tmp_path_factory.mktemp("saved") / "pipeline"
+    random_pipe.save_pretrained(folder)
+    return folder

@@ -2,7 +2,7 @@
 """
 Attention implementations give the same codes, and xformers reaches every module that can use it.
 
-xformers runs on CUDA only. Its mathematics is checked on any machine by putting a reference in the place of its kernel.
+xformers runs on CUDA only. Its mathematics is checked anywhere by putting a reference in the place of its kernel.
 """
 
 import sys
@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import CHECKPOINT, load_pipeline
 from diffusers.models.attention_processor import XFormersAttnProcessor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.utils import logging as transformers_logging
 
-from conftest import CHECKPOINT, load_pipeline
 from lumina_mgpt_diffusers.lumina_mgpt import attention
 from lumina_mgpt_diffusers.lumina_mgpt.kv_cache import SlotCache
 
