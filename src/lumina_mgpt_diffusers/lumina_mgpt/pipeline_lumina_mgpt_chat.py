@@ -18,6 +18,7 @@ from .pipeline_output import LuminaMGPTChatPipelineOutput
 from .text_stream import TextStream
 from .validation import (
     check_codes,
+    check_crop_generator,
     check_generator,
     check_guidance_scale,
     check_integer,
@@ -79,6 +80,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         text_temperature: float | None = None,
         text_top_k: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        crop_generator: torch.Generator | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> LuminaMGPTChatPipelineOutput | list[LuminaMGPTChatPipelineOutput] | tuple | list[tuple]:
@@ -124,6 +126,8 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
                 One for each conversation; a single one for a batch seeds them in order. A conversation keeps its
                 generator for its next calls. Without one, answers are random; the global random state is neither
                 used nor changed.
+            crop_generator (`torch.Generator`, *optional*):
+                Crops input images at random places, as in training. By default they are cropped at the centre.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"`, `"np"`, `"pt"`, or `"latent"` for the VQ codes of the images.
             return_dict (`bool`, defaults to `True`):
@@ -151,6 +155,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             text_temperature,
             text_top_k,
             generator,
+            crop_generator,
             output_type,
             is_batch,
         )
@@ -186,6 +191,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         text_temperature: float | None = None,
         text_top_k: int | None = None,
         generator: torch.Generator | None = None,
+        crop_generator: torch.Generator | None = None,
         output_type: str = "pil",
     ) -> Iterator[TextPart | ImagePart]:
         r"""
@@ -222,6 +228,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             text_temperature,
             text_top_k,
             generator,
+            crop_generator,
             output_type,
             is_batch=False,
         )
@@ -246,9 +253,12 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         width: int | None,
         settings: SamplerSettings,
         generator: torch.Generator | list[torch.Generator] | None,
+        crop_generator: torch.Generator | None,
         output_type: str,
     ) -> None:
         """Check the arguments of [`__call__`], defaults filled in. Raises a `ValueError` that names the wrong one."""
+        if self.tokenizer is None:
+            raise ValueError("This pipeline has no tokenizer, without which it cannot encode `messages`.")
         vocabulary = self.image_vocabulary
         check_integer("max_new_tokens", max_new_tokens, least=1)
         if (height is None) != (width is None):
@@ -264,6 +274,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         check_top_k(settings.top_k)
         check_top_k(settings.text_top_k, "text_top_k")
         check_generator(generator, len(turns))
+        check_crop_generator(crop_generator)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` has to be one of {list(OUTPUT_TYPES)} but is {output_type!r}.")
         given = [conversation for conversation in conversations if conversation is not None]
@@ -290,6 +301,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         text_temperature: float | None,
         text_top_k: int | None,
         generator: torch.Generator | list[torch.Generator] | None,
+        crop_generator: torch.Generator | None,
         output_type: str,
         is_batch: bool,
     ) -> tuple[AnswerDecoder, list[LuminaMGPTConversation]]:
@@ -304,7 +316,9 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         )
         names = [f"messages[{index}]" if is_batch else "messages" for index in range(len(messages))]
         turns = [read_messages(*arguments) for arguments in zip(messages, images, names)]
-        self.check_inputs(conversations, turns, max_new_tokens, height, width, settings, generator, output_type)
+        self.check_inputs(
+            conversations, turns, max_new_tokens, height, width, settings, generator, crop_generator, output_type
+        )
         keep_caches = [conversation is not None for conversation in conversations]
         conversations = [conversation or LuminaMGPTConversation() for conversation in conversations]
         assign_generators(conversations, generator)
@@ -314,7 +328,10 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             self._warn_of_size(height, width)
 
         # 2. Encode the turns
-        contexts = [self._encode_turns(own, conversation.token_ids) for own, conversation in zip(turns, conversations)]
+        contexts = [
+            self._encode_turns(own, conversation.token_ids, crop_generator)
+            for own, conversation in zip(turns, conversations)
+        ]
 
         # 3. Prepare the answers
         device = self._execution_device
@@ -338,8 +355,11 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         caches = [cache for cache, _ in taken]
         return AnswerDecoder(self.transformer, answers, caches, keep_caches, device), conversations
 
-    def _encode_turns(self, turns: Turns, before: list[int]) -> list[int]:
-        codes = encode_images(self.vqvae, turns.images, self.scheduler.config.resolution, self._execution_device)
+    def _encode_turns(
+        self, turns: Turns, before: list[int], crop_generator: torch.Generator | None = None
+    ) -> list[int]:
+        resolution, device = self.scheduler.config.resolution, self._execution_device
+        codes = encode_images(self.vqvae, turns.images, resolution, device, crop_generator)
         vocabulary = self.image_vocabulary
         ids = turns.encode(self.tokenizer, [vocabulary.to_tokens(one).tolist() for one in codes])
         return [*before, *ids[1:]] if before else ids

@@ -21,6 +21,7 @@ from .streaming import SamplingLoopMixin
 from .unirep import nearest_size
 from .validation import (
     check_codes,
+    check_crop_generator,
     check_generator,
     check_guidance_scale,
     check_integer,
@@ -105,8 +106,7 @@ class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
         check_top_k(top_k)
         check_integer("num_images_per_prompt", num_images_per_prompt, least=1)
         check_generator(generator, len(images) * num_images_per_prompt)
-        if crop_generator is not None and not isinstance(crop_generator, torch.Generator):
-            raise ValueError(f"`crop_generator` has to be a `torch.Generator` but is {crop_generator!r}.")
+        check_crop_generator(crop_generator)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` has to be one of {list(OUTPUT_TYPES)} but is {output_type!r}.")
         allowed = self._callback_tensor_inputs

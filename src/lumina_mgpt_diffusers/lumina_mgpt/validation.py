@@ -102,6 +102,11 @@ def check_generator(generator: object, batch_size: int) -> None:
         )
 
 
+def check_crop_generator(generator: object) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"`crop_generator` has to be a `torch.Generator` but is {generator!r}.")
+
+
 def check_codes(name: str, codes: torch.LongTensor, vocabulary: ImageVocabulary) -> None:
     try:
         vocabulary.to_tokens(codes)
