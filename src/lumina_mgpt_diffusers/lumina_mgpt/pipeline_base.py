@@ -58,6 +58,23 @@ class LuminaMGPTBasePipeline(
         self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1) if vqvae is not None else 16
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> LuminaMGPTBasePipeline:
+        r"""
+        Make a pipeline of this class that shares the components of another.
+
+        Args:
+            pipeline ([`DiffusionPipeline`]): The other pipeline.
+            kwargs: Components to use instead, and what [`~diffusers.DiffusionPipeline.from_pipe`] takes. Without
+                `dtype` the components keep theirs.
+        """
+        components = {name: kwargs.get(name, component) for name, component in pipeline.components.items()}
+        names = set(cls._get_signature_keys(cls)[0])
+        if names != components.keys() or not kwargs.keys() <= names:
+            return super().from_pipe(pipeline, **kwargs)
+        # diffusers would cast what the pipelines share to float32.
+        return cls(**components)
+
     @property
     def guidance_scale(self) -> float:
         return self._guidance_scale
