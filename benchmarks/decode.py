@@ -40,17 +40,21 @@ MODES = {
 
 
 class Clock:
-    """Times the steps of a run and, on the CPU, how much of them the transformer's forward takes."""
+    """
+    Times the steps of a run and, where it can, how much of them the transformer's forward takes.
 
-    def __init__(self, transformer: torch.nn.Module, device: torch.device) -> None:
+    That needs hooks, which a compiled forward cannot have, and on a GPU would have to wait for it.
+    """
+
+    def __init__(self, transformer: torch.nn.Module, device: torch.device, with_hooks: bool) -> None:
         self.device = device
         self.ticks: list[float] = []
         self.forward_seconds = 0.0
         self.forwards = 0
-        self._hooks = [
-            transformer.register_forward_pre_hook(self._before),
-            transformer.register_forward_hook(self._after),
-        ]
+        self._hooks = []
+        if with_hooks:
+            self._hooks.append(transformer.register_forward_pre_hook(self._before))
+            self._hooks.append(transformer.register_forward_hook(self._after))
 
     def _before(self, *args) -> None:
         self._start = time.perf_counter()
@@ -84,9 +88,11 @@ def run(mode: str, task: Task, repeats: int, bandwidth: float) -> dict:
         transformer.compile(fullgraph=True, **options)
     if task.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    warms_up = compiled or mode == "generate-static"
+    has_hooks = task.device.type == "cpu" and not warms_up
     best = None
-    for repeat in range(repeats + int(compiled or mode == "generate-static")):
-        clock = Clock(transformer, task.device)
+    for _ in range(repeats + int(warms_up)):
+        clock = Clock(transformer, task.device, with_hooks=has_hooks)
         start = time.perf_counter()
         MODES[mode](replace(task, on_step=clock.tick))
         synchronize(task.device)
@@ -101,8 +107,8 @@ def run(mode: str, task: Task, repeats: int, bandwidth: float) -> dict:
             "codes_per_second": task.num_codes * task.batch_size / total,
             "ms_per_step": 1e3 * statistics.median(steps),
             "steps": len(steps),
-            "forwards_per_code": clock.forwards / task.num_codes,
-            "outside_forward": 1 - clock.forward_seconds / decode_seconds if task.device.type == "cpu" else None,
+            "forwards_per_code": (clock.forwards if has_hooks else len(steps)) / task.num_codes,
+            "outside_forward": 1 - clock.forward_seconds / decode_seconds if has_hooks else None,
         }
         if best is None or result["seconds"] < best["seconds"]:
             best = result
@@ -159,11 +165,13 @@ def main() -> None:
         guidance_scale=args.guidance_scale,
         batch_size=args.batch_size,
     )
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "diffusers": diffusers.__version__}
+    is_cuda = device.type == "cuda"
+    hardware = torch.cuda.get_device_name(device) if is_cuda else f"CPU, {torch.get_num_threads()} threads"
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, diffusers)}
+    gibibytes = weight_bytes(transformer) / 2**30
     print(f"{hardware} ({platform.machine()}), {versions}")
     print(f"{args.shape} {args.dtype}, {width}x{height} px, {args.batch_size} image(s), CFG {args.guidance_scale}")
-    print(f"weights read per forward {weight_bytes(transformer) / 2**30:.2f} GiB, bandwidth {bandwidth / 1e9:.1f} GB/s")
+    print(f"weights read per forward {gibibytes:.2f} GiB, bandwidth {bandwidth / 1e9:.1f} GB/s")
     results = []
     for mode in args.modes:
         results.append(run(mode, task, args.repeats, bandwidth))

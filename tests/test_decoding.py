@@ -9,6 +9,7 @@ from conftest import CHECKPOINT, load_pipeline
 from reference import generate, load_stock, make_34b_like
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt import decoding
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation, text_to_image_prompt
 
 
@@ -154,6 +155,30 @@ def test_drafts_save_forwards(trained_pipe, with_sampler, count_forwards):
     assert len(forwards) <= 20 < 24
 
 
+@pytest.mark.parametrize("lag", [1, 3])
+def test_host_that_learns_late_changes_nothing(trained_pipe, with_sampler, count_forwards, monkeypatch, lag):
+    # As on a GPU, where the next forward is queued before the host knows what the last one accepted.
+    with_sampler(trained_pipe, num_draft_tokens=7)
+
+    def run(**kwargs):
+        with count_forwards(trained_pipe.transformer) as forwards:
+            codes = codes_of(trained_pipe, PROMPTS, range(5), **kwargs)
+        return codes, len(forwards)
+
+    expected, number = run()
+    monkeypatch.setitem(decoding.FRONTIER_LAG, "cpu", lag)
+    codes, late_number = run()
+    assert torch.equal(codes, expected)
+    assert number <= late_number <= number + lag
+    holes = expected.clone()
+    holes[0, 2:4, 1:5] = -1
+    holes[1, ::2] = -1
+    assert torch.equal(run(latents=holes)[0], expected)
+    steps = []
+    run(callback_on_step_end=lambda pipe, step, timestep, kwargs: steps.append(step))
+    assert steps[-1] == trained_pipe.num_timesteps - 1
+
+
 def test_prompts_are_fed_once_for_all_their_images(random_pipe):
     rows = []
     hook = random_pipe.transformer.register_forward_pre_hook(
@@ -201,3 +226,31 @@ def test_known_codes_cost_next_to_no_forwards(random_pipe, count_forwards):
     with count_forwards(random_pipe.transformer) as forwards:
         assert torch.equal(codes_of(random_pipe, PROMPTS[0], [0], latents=codes), codes)
     assert len(forwards) == 0
+
+
+# Compiled code
+
+
+def test_compiled_code_serves_other_prompts_sizes_and_batches_of_that_shape(trained_pipe, with_sampler):
+    with_sampler(trained_pipe, num_draft_tokens=3)
+    plain = trained_pipe.transformer
+    expected = [codes_of(trained_pipe, prompt, [1], height=64, width=128) for prompt in PROMPTS]
+    counts = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    try:
+        trained_pipe.transformer = torch.compile(plain, fullgraph=True, backend="eager")
+        codes_of(trained_pipe, PROMPTS[0], [0])
+        cache = trained_pipe._kept_cache
+        counts.clear()
+        for prompt, codes in zip(PROMPTS, expected):
+            assert torch.equal(codes_of(trained_pipe, prompt, [1], height=64, width=128), codes)
+            assert trained_pipe._kept_cache is cache
+        codes_of(trained_pipe, PROMPTS[0], [1], height=128, width=32)
+        assert counts["stats"]["unique_graphs"] == 0
+        # Nor is what is kept mistaken for something else.
+        codes_of(trained_pipe, PROMPTS[:2], [0, 1])
+        assert trained_pipe._kept_cache is not cache
+    finally:
+        trained_pipe.transformer = plain
+    codes_of(trained_pipe, PROMPTS[0], [0])
+    assert trained_pipe._kept_cache is None

@@ -15,8 +15,13 @@ from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .unirep import ImageVocabulary
 
 
-# Lengths are rounded up to this, so that calls of about the same length have the same shapes.
+# Lengths of cached sequences are rounded up to this: attention reads little that is unused, and its inputs seldom
+# change their shapes. Compiled code is made for a shape, so it gets fewer of them.
 LENGTH_STEP = 64
+COMPILED_LENGTH_STEP = 512
+
+# By device type: a device that works through a queue has the next round in it while the host reads of the last.
+FRONTIER_LAG = {"cuda": 1}
 
 
 class ImageDecoder(ImageSampling):
@@ -38,6 +43,8 @@ class ImageDecoder(ImageSampling):
         generators (`list[torch.Generator]`): One for each image.
         device (`torch.device`): Where the transformer runs.
         guidance_scale (`float`), temperature (`float`), top_k (`int`): Sampler settings, see [`LuminaMGPTScheduler`].
+        kept_cache ([`SlotCache`], *optional*):
+            The `cache` of an earlier decoder, which is used again if it fits.
     """
 
     def __init__(
@@ -53,16 +60,21 @@ class ImageDecoder(ImageSampling):
         guidance_scale: float,
         temperature: float,
         top_k: int,
+        kept_cache: SlotCache | None = None,
     ) -> None:
         super().__init__(scheduler, vocabulary, codes, generators, device, temperature, top_k)
         self.transformer = transformer
         self.guidance_scale = guidance_scale
+        if scheduler.config.num_draft_tokens:
+            self.frontier_lag = FRONTIER_LAG.get(device.type, 0)
         sequences = [[*context, *self._prefix] for context in [*contexts, *(unconditional_contexts or [])]]
         self.num_branches = len(sequences) // len(codes)
+        self._length_step = COMPILED_LENGTH_STEP if is_compiled(transformer) else LENGTH_STEP
+        self.cache: SlotCache | None = None
         if not self.is_finished:
-            self._prefill(sequences)
+            self._prefill(sequences, kept_cache)
 
-    def _prefill(self, sequences: list[list[int]]) -> None:
+    def _prefill(self, sequences: list[list[int]], kept_cache: SlotCache | None) -> None:
         """Feed everything before the first window: prompts, size tags and the codes given from the start on."""
         # A window begins with the token before the first place to sample.
         starts = self._next_sampled[:, 0].tolist()
@@ -85,17 +97,22 @@ class ImageDecoder(ImageSampling):
 
         num_layers = self.transformer.config.num_hidden_layers
         prompts = SlotCache(num_layers, prompt_length)
-        self.transformer(
-            input_ids=ids.to(self.device),
-            position_ids=torch.arange(prompt_length, device=self.device).expand(len(distinct), -1),
-            past_key_values=prompts,
-            logits_to_keep=1,
-            logits_range=self._logits_range,
-        )
-        widest_window = max(self.scheduler.config.num_draft_tokens, MAX_RUN) + 1
-        self._max_length = round_up(self._longest_head + self._sample.shape[1] + widest_window, LENGTH_STEP)
-        self._cache = SlotCache(num_layers, self._max_length)
-        self._cache.fill_from(prompts, torch.tensor([distinct.index(beginning) for beginning in fed]))
+        # A compiled prompt would have to be compiled anew for every length, to run once.
+        with torch.compiler.set_stance("force_eager"):
+            self.transformer(
+                input_ids=ids.to(self.device),
+                position_ids=torch.arange(prompt_length, device=self.device).expand(len(distinct), -1),
+                past_key_values=prompts,
+                logits_to_keep=1,
+                logits_range=self._logits_range,
+            )
+        length = slots_needed(self._longest_head, self._sample.shape[1], self.scheduler.config.num_draft_tokens)
+        self._max_length = round_up(length, self._length_step)
+        if kept_cache is not None and kept_cache.can_hold(prompts, len(fed), self._max_length):
+            self.cache = kept_cache
+        else:
+            self.cache = SlotCache(num_layers, self._max_length)
+        self.cache.fill_from(prompts, torch.tensor([distinct.index(beginning) for beginning in fed]))
 
     def step(self) -> None:
         """Run the transformer once and make at least one more code of every unfinished image final."""
@@ -105,13 +122,14 @@ class ImageDecoder(ImageSampling):
     def _code_logits(self, places: torch.LongTensor) -> torch.Tensor:
         """Guided logits over the codebook, float32 `(batch_size, window, num_codes)`, of the places."""
         ids = self.window_ids(places)
-        if not is_compiled(self.transformer):
-            reach = max(self._frontier) + self._longest_head + places.shape[1]
-            self._cache.visible_length = min(round_up(reach, LENGTH_STEP), self._max_length)
+        window = places.shape[1]
+        most_unread = len(self._unread) * max(window, MAX_RUN + 1)
+        reach = self._longest_head + max(self._frontier) + most_unread + window
+        self.cache.visible_length = min(round_up(reach, self._length_step), self._max_length)
         logits = self.transformer(
             input_ids=ids.repeat(self.num_branches, 1),
             position_ids=self._head_positions[:, None] + places.repeat(self.num_branches, 1),
-            past_key_values=self._cache,
+            past_key_values=self.cache,
             logits_range=self._logits_range,
         ).logits.float()
         logits = self.select_codes(logits)
@@ -123,6 +141,11 @@ class ImageDecoder(ImageSampling):
 def is_compiled(module: nn.Module) -> bool:
     """Whether calls of a module run compiled code, by `torch.compile(module)` or `module.compile()`."""
     return is_compiled_module(module) or module._compiled_call_impl is not None
+
+
+def slots_needed(head_length: int, num_places: int, num_draft_tokens: int) -> int:
+    """Slots of a cache row: `head_length` tokens before the image, its places, and a window past its end."""
+    return head_length + num_places + max(num_draft_tokens, MAX_RUN) + 1
 
 
 def round_up(value: int, step: int) -> int:

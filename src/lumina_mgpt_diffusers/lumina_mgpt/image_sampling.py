@@ -9,11 +9,13 @@ gives are known beforehand, so they are never sampled; a forward passes over the
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
 
+from .host_copy import HostCopy
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .unirep import ImageVocabulary
 
@@ -37,6 +39,9 @@ class ImageSampling:
         device (`torch.device`): Where the sampling runs.
         temperature (`float`), top_k (`int`): Sampler settings, see [`LuminaMGPTScheduler`].
     """
+
+    frontier_lag = 0
+    """How many rounds late the host may learn how far each image is, so that it need not wait for the device."""
 
     def __init__(
         self,
@@ -91,6 +96,7 @@ class ImageSampling:
         self._sample = torch.where(self._given, known, self._first_drafts)
         self._first = first
         self._frontier = first.tolist()
+        self._unread: deque[HostCopy] = deque()
         # Without drafts, rows with the same known places advance together, by a known number of places.
         self._in_lockstep = (
             self.scheduler.config.num_draft_tokens == 0
@@ -208,7 +214,14 @@ class ImageSampling:
         if self._in_lockstep:
             self._frontier = [min(first + places.shape[1], num_places) for first in self._frontier]
         else:
-            self._frontier = self._first.tolist()
+            self._unread.append(HostCopy(self._first))
+            while len(self._unread) > self.frontier_lag:
+                self._frontier = self._unread.popleft().tolist()
+
+    def read_frontier(self) -> None:
+        """Wait until [`num_final`] and [`is_finished`] know of the last round."""
+        while self._unread:
+            self._frontier = self._unread.popleft().tolist()
 
     def _longest_run(self) -> int:
         """The most known places that follow the last final one in an unfinished image."""

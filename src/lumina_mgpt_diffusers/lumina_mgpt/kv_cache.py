@@ -66,7 +66,7 @@ class SlotCache(Cache):
 
     def fill_from(self, source: SlotCache, rows: torch.LongTensor) -> None:
         """
-        Allocate this cache and copy the slots of another, shorter one.
+        Copy the slots of another, shorter cache, and allocate this one if it is not yet.
 
         Args:
             source ([`SlotCache`]): The cache to copy from. It is emptied layer by layer, to bound the memory.
@@ -75,10 +75,22 @@ class SlotCache(Cache):
         for layer, filled in zip(self.layers, source.layers):
             layer.is_slot_major = filled.is_slot_major
             picked = rows.to(filled.keys.device)
-            layer.lazy_initialization(filled.keys[picked, :, :0], filled.values[picked, :, :0])
+            if not layer.is_initialized:
+                layer.lazy_initialization(filled.keys[picked, :, :0], filled.values[picked, :, :0])
             layer.keys[:, :, : filled.max_cache_len] = filled.keys[picked]
             layer.values[:, :, : filled.max_cache_len] = filled.values[picked]
             filled.keys = filled.values = None
+
+    def can_hold(self, source: SlotCache, num_rows: int, max_length: int) -> bool:
+        """Whether [`fill_from`] could fill this cache, allocated before, for `num_rows` rows of `max_length` slots."""
+
+        def kind(layer: SlotLayer, shape: tuple[int, int]) -> tuple:
+            return (*shape, layer.keys.shape[1], layer.keys.dtype, layer.keys.device, layer.is_slot_major)
+
+        return len(self.layers) == len(source.layers) and all(
+            kind(layer, (layer.keys.shape[0], layer.max_cache_len)) == kind(filled, (num_rows, max_length))
+            for layer, filled in zip(self.layers, source.layers)
+        )
 
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[SlotCache, int] | None], num_layers: int, max_length: int) -> SlotCache:

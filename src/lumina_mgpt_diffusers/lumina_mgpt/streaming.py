@@ -75,6 +75,7 @@ class SamplingLoopMixin:
                     decoder.guidance_scale = self._guidance_scale
                     decoder.step()
                     if callback is not None:
+                        decoder.read_frontier()
                         codes = decoder.codes
                         step = decoder.num_final - 1
                         callback_kwargs = dict.fromkeys(callback_tensor_inputs, codes)
