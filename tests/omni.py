@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from reference import guided_logits
 
 from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTPipeline, LuminaMGPTScheduler
 from lumina_mgpt_diffusers.lumina_mgpt.kv_cache import SlotCache
@@ -97,3 +98,78 @@ class Playback(torch.nn.Module):
         if logits_range is not None:
             logits = logits[..., slice(*logits_range)]
         return SimpleNamespace(logits=logits)
+
+
+@torch.no_grad()
+def slow_answer(
+    model: torch.nn.Module,
+    chat: LuminaMGPTChatPipeline,
+    context: list[int],
+    max_new_tokens: int,
+    generator: torch.Generator | None = None,
+    guidance_scale: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 1,
+    text_temperature: float = 1.0,
+    text_top_k: int = 1,
+) -> list[int]:
+    """An answer by stock transformers, the whole sequence anew for every token; no noise is drawn where greedy."""
+    vocabulary = chat.image_vocabulary
+    base_size = chat.scheduler.config.resolution
+    tags = vocabulary.size_tag_ids
+    code_ids = vocabulary.code_ids.tolist()
+    is_control = set(chat.tokenizer.added_tokens_encoder.values()) - {vocabulary.start_id, vocabulary.separator_id}
+    text_ids = [id for id in range(len(chat.tokenizer)) if id not in is_control and id < model.config.vocab_size]
+
+    def choose(logits, allowed, temperature, top_k, noise=None):
+        allowed = torch.tensor(allowed)
+        scores = logits[allowed]
+        if temperature and top_k != 1:
+            kept = scores.sort(descending=True).indices[: top_k or None]
+            masked = torch.full_like(scores, -torch.inf)
+            masked[kept] = scores[kept] / temperature + noise[allowed][kept]
+            scores = masked
+        return int(allowed[scores.argmax()])
+
+    def gumbel(*shape, temperature, top_k):
+        if temperature and top_k != 1:
+            return -torch.log(-torch.log(torch.rand(*shape, generator=generator)))
+        return torch.zeros(*shape)
+
+    answer: list[int] = []
+    while len(answer) < max_new_tokens:
+        sampler = {"temperature": text_temperature, "top_k": text_top_k}
+        noise = gumbel(model.config.vocab_size, **sampler)
+        id = choose(guided_logits(model, context + answer, None, 1.0), text_ids, **sampler, noise=noise)
+        if id == vocabulary.separator_id:
+            break
+        answer.append(id)
+        if id != vocabulary.start_id:
+            continue
+        image = [id]
+        sampler = {"temperature": temperature, "top_k": top_k}
+        for side in range(2):
+            cells = (base_size // 32) ** 2
+            sides = [n + 1 for n in range(len(tags))]
+            if side == 1:
+                height = tags.index(image[1]) + 1
+                sides = [n for n in sides if n * height <= cells and max(n, height) <= 4 * min(n, height)]
+            else:
+                sides = [n for n in sides if any(n * m <= cells and max(n, m) <= 4 * min(n, m) for m in sides)]
+            noise = gumbel(model.config.vocab_size, **sampler)
+            logits = guided_logits(model, context + answer, None, 1.0)
+            image.append(choose(logits, [tags[n - 1] for n in sides], **sampler, noise=noise))
+            answer.append(image[-1])
+        rows, columns = (2 * (tags.index(tag) + 1) for tag in image[1:])
+        of_image = gumbel(rows * columns, len(code_ids), **sampler)
+        for index in range(rows * columns):
+            unconditional = image if guidance_scale != 1.0 else None
+            logits = guided_logits(model, context + answer, unconditional, guidance_scale)
+            in_codebook = logits[torch.tensor(code_ids)]
+            new = [code_ids[choose(in_codebook, range(len(code_ids)), **sampler, noise=of_image[index])]]
+            if (index + 1) % columns == 0:
+                new.append(vocabulary.row_end_id)
+            if index + 1 == rows * columns:
+                new.append(vocabulary.end_id)
+            image, answer = image + new, answer + new
+    return answer[:max_new_tokens]
