@@ -12,6 +12,7 @@ from .pipeline_output import (
 )
 from .prompts import TASKS, Task, multiview_prompt
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
+from .streaming import LuminaMGPTStreamOutput
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
 from .visual_results import contact_sheet, find_palette, read_depth, read_labels, read_normals
 
@@ -26,6 +27,7 @@ __all__ = [
     "LuminaMGPTPipeline",
     "LuminaMGPTPipelineOutput",
     "LuminaMGPTScheduler",
+    "LuminaMGPTStreamOutput",
     "LuminaMGPTTransformer",
     "TASKS",
     "Task",

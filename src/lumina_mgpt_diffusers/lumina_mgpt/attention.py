@@ -3,8 +3,8 @@
 xformers as an attention implementation of transformers.
 
 With a [`SlotCache`] a query at position p sees the slots up to p. Where the positions of a row follow one another, as
-they do whenever an image is sampled, that is xformers' causal bias over padded keys: the kernel reads just the slots in
-use. Where they do not, and without such a cache, the mask becomes a dense bias.
+they do whenever an image is sampled, that is xformers' causal bias over padded keys, and the kernel reads just the
+slots in use. Where they do not, and without such a cache, the mask becomes a dense bias.
 """
 
 from __future__ import annotations

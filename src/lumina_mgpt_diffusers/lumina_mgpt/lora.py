@@ -255,6 +255,12 @@ class LuminaMGPTLoraLoaderMixin(LoraBaseMixin):
             safe_fusing (`bool`, defaults to `False`): Whether to leave out weights that would become NaN.
             adapter_names (`list[str]`, *optional*): Adapters to fuse, by default the active ones.
         """
+        if "transformer" in components:
+            # peft's own `scale_layer`, which is called for the other layers, leaves embeddings out.
+            for module in self.transformer.modules():
+                for name in getattr(module, "lora_embedding_A", {}):
+                    if name in module.active_adapters:
+                        module.scaling[name] *= lora_scale
         super().fuse_lora(components, lora_scale, safe_fusing, adapter_names, **kwargs)
 
     def unfuse_lora(self, components: list[str] = ["transformer"], **kwargs) -> None:
