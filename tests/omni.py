@@ -61,14 +61,17 @@ class Playback(torch.nn.Module):
     Stands for a transformer: wants the token that a script holds for each position, and writes nothing to its cache.
 
     Args:
-        script (`dict[int, int]`): The wanted token id for positions after the question; `default` elsewhere.
+        script (`list[int]`): The token ids wanted after the question.
+        default (`int`): The one wanted from then on.
+        second_choice (`int`): The one wanted where the first may not stand.
     """
 
-    def __init__(self, config, script: list[int], default: int) -> None:
+    def __init__(self, config, script: list[int], default: int, second_choice: int) -> None:
         super().__init__()
         self.config = config
         self.script = script
         self.default = default
+        self.second_choice = second_choice
         self.start: int | None = None
         self.register_buffer("anchor", torch.zeros(1))
 
@@ -90,6 +93,7 @@ class Playback(torch.nn.Module):
             past_key_values.update(empty, empty, index)
         positions = position_ids.gather(1, logits_to_keep)
         logits = torch.zeros(*positions.shape, self.config.vocab_size)
+        logits[..., self.second_choice] = 1.0
         for row, of_row in enumerate(positions.tolist()):
             for place, position in enumerate(of_row):
                 index = position - self.start
