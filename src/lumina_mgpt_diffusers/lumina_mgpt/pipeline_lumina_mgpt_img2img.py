@@ -92,7 +92,7 @@ class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             raise ValueError(f"`size` has to be None or 'free' but is {size!r}.")
         if size == "free" and (height is not None or width is not None):
             raise ValueError(
-                f"`height` and `width` cannot be set with `size='free'` but are {height!r} and {width!r}."
+                f"`height` and `width` have to be None with `size='free'` but are {height!r} and {width!r}."
             )
         vocabulary = self.image_vocabulary
         for own in images:
