@@ -1,0 +1,141 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Quantised transformers: `PipelineQuantizationConfig` with torchao and bitsandbytes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import PipelineQuantizationConfig
+from transformers import BitsAndBytesConfig, TorchAoConfig
+
+from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTTransformer
+
+
+# Greatest relative error of the logits of the tiny model, whose few channels are the hardest case.
+INT8_ERROR, NF4_ERROR = 0.05, 0.25
+
+
+def load(folder: Path, config=None, dtype: torch.dtype = torch.float32, **kwargs) -> LuminaMGPTPipeline:
+    if config is not None:
+        kwargs["quantization_config"] = PipelineQuantizationConfig(quant_mapping={"transformer": config})
+    pipe = LuminaMGPTPipeline.from_pretrained(folder, dtype=dtype, **kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def codes_of(pipe, **kwargs) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a cat", height=32, width=32, generator=generator, output_type="latent", **kwargs).images.cpu()
+
+
+def logits_of(pipe) -> torch.Tensor:
+    ids = torch.arange(4, 36, device=pipe.transformer.device)[None]
+    with torch.no_grad():
+        return pipe.transformer(input_ids=ids, logits_range=(4, 8196)).logits.float().cpu()
+
+
+def error(pipe, reference) -> float:
+    expected = logits_of(reference)
+    return float((logits_of(pipe) - expected).norm() / expected.norm())
+
+
+@pytest.fixture
+def int8_config() -> TorchAoConfig:
+    quantization = pytest.importorskip("torchao.quantization")
+    return TorchAoConfig(quantization.Int8WeightOnlyConfig())
+
+
+@pytest.fixture(scope="module")
+def nf4_folder(saved_folder, tmp_path_factory) -> Path:
+    """A pipeline whose layers have the sizes that the 4-bit kernel for CPUs can do: multiples of 32."""
+    folder = tmp_path_factory.mktemp("nf4") / "pipeline"
+    shutil.copytree(saved_folder, folder)
+    plain = LuminaMGPTTransformer.from_pretrained(folder / "transformer")
+    plain.config.intermediate_size = 192
+    torch.manual_seed(0)
+    LuminaMGPTTransformer(plain.config).save_pretrained(folder / "transformer")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torchao_int8(saved_folder, int8_config, dtype):
+    reference, pipe = load(saved_folder, dtype=dtype), load(saved_folder, int8_config, dtype)
+    weight = pipe.transformer.model.layers[0].mlp.up_proj.weight
+    assert weight.qdata.dtype == torch.int8
+    assert 0 < error(pipe, reference) < INT8_ERROR
+    assert (codes_of(pipe) >= 0).all()
+
+
+def test_torchao_int8_with_the_head(saved_folder):
+    quantization = pytest.importorskip("torchao.quantization")
+    # The head is a layer of which only the rows of the codes are wanted: those of the whole head, cut out.
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig(), modules_to_not_convert=[])
+    pipe = load(saved_folder, config)
+    assert pipe.transformer.lm_head.weight.qdata.dtype == torch.int8
+    assert error(pipe, load(saved_folder)) < INT8_ERROR
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        whole = pipe.transformer(input_ids=ids).logits[..., 4:100]
+        torch.testing.assert_close(pipe.transformer(input_ids=ids, logits_range=(4, 100)).logits, whole)
+
+
+def test_torchao_int8_saves_and_loads(saved_folder, int8_config, tmp_path):
+    pipe = load(saved_folder, int8_config)
+    pipe.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.transformer.model.layers[0].mlp.up_proj.weight.qdata.dtype == torch.int8
+    assert torch.equal(codes_of(loaded), codes_of(pipe))
+
+
+@pytest.mark.slow
+def test_torchao_int8_compiled(saved_folder, int8_config):
+    pipe = load(saved_folder, int8_config)
+    codes = codes_of(pipe)
+    pipe.transformer.compile(fullgraph=True)
+    assert torch.equal(codes_of(pipe), codes)
+
+
+def test_bitsandbytes_8bit(saved_folder):
+    pytest.importorskip("bitsandbytes")
+    pipe = load(saved_folder, BitsAndBytesConfig(load_in_8bit=True))
+    assert pipe.transformer.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    assert 0 < error(pipe, load(saved_folder)) < 2 * INT8_ERROR
+    assert (codes_of(pipe) >= 0).all()
+
+
+def test_bitsandbytes_4bit(nf4_folder):
+    pytest.importorskip("bitsandbytes")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    pipe = load(nf4_folder, config)
+    assert pipe.transformer.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert 0 < error(pipe, load(nf4_folder)) < NF4_ERROR
+    assert (codes_of(pipe) >= 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "config",
+    [
+        BitsAndBytesConfig(load_in_8bit=True),
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16),
+    ],
+    ids=["8bit", "4bit"],
+)
+def test_bitsandbytes_on_the_gpu(nf4_folder, config):
+    pytest.importorskip("bitsandbytes")
+    reference = load(nf4_folder, dtype=torch.bfloat16).to("cuda")
+    pipe = load(nf4_folder, config, dtype=torch.bfloat16, device_map="cuda")
+    assert 0 < error(pipe, reference) < NF4_ERROR
+    pipe.vqvae.to("cuda")
+    assert (codes_of(pipe) >= 0).all()
+
+
+@pytest.mark.gpu
+def test_torchao_int8_on_the_gpu(saved_folder, int8_config):
+    reference = load(saved_folder, dtype=torch.bfloat16).to("cuda")
+    pipe = load(saved_folder, int8_config, dtype=torch.bfloat16).to("cuda")
+    assert 0 < error(pipe, reference) < INT8_ERROR
+    codes_of(pipe)
+    pipe.transformer.compile(fullgraph=True)
+    assert (codes_of(pipe) >= 0).all()
