@@ -26,6 +26,16 @@ from lumina_mgpt_diffusers import {name}
 __all__ = ["{name}"]
 """
 
+# diffusers takes the one pipeline that it finds in the file, and runs the files of all local folders in one module, in
+# which the names of the last one remain: they all have to use the same.
+PIPELINE_SHIM = """\
+# Leads diffusers to the class in the package `lumina-mgpt-diffusers` (pip install lumina-mgpt-diffusers).
+from lumina_mgpt_diffusers import {name} as Pipeline
+
+
+__all__ = ["Pipeline"]
+"""
+
 # How and from where a component was loaded, and settings of a Llama tokenizer that this one does not have.
 DROPPED_KEYS = ("_name_or_path", "is_local", "local_files_only", "backend")
 DROPPED_KEYS += ("add_prefix_space", "legacy", "use_default_system_prompt")
@@ -44,10 +54,10 @@ def finish_folder(folder: str | os.PathLike, model: str = ".") -> None:
     """
     folder = Path(folder)
     index = {name: value for name, value in read_json(folder / "model_index.json").items() if name not in DROPPED_KEYS}
-    shims = {"pipeline.py": index["_class_name"]}
+    shims = {"pipeline.py": PIPELINE_SHIM.format(name=index["_class_name"])}
     for component, pair in index.items():
         if isinstance(pair, list) and pair[0] == LIBRARY:
-            shims[f"{component}/{LIBRARY}.py"] = pair[1]
+            shims[f"{component}/{LIBRARY}.py"] = SHIM.format(name=pair[1])
         elif isinstance(pair, list):
             pair[1] = TOKENIZER_CLASS.get(pair[1], pair[1])
     write_json(folder / "model_index.json", index)
@@ -55,9 +65,9 @@ def finish_folder(folder: str | os.PathLike, model: str = ".") -> None:
     for path in (folder / "tokenizer" / "tokenizer_config.json", folder / "vqvae" / "config.json"):
         if path.is_file():
             tidy_config(path)
-    for path, name in shims.items():
+    for path, text in shims.items():
         if (folder / path).parent.is_dir():
-            (folder / path).write_text(SHIM.format(name=name), encoding="utf-8")
+            (folder / path).write_text(text, encoding="utf-8")
     scheduler_config = folder / "scheduler" / "scheduler_config.json"
     if scheduler_config.is_file() and not (folder / CARD_NAME).exists():
         (folder / CARD_NAME).write_text(model_card(read_json(scheduler_config), model), encoding="utf-8")
