@@ -39,11 +39,29 @@ VOCABULARY = ImageVocabulary(
 VOCABULARY_SIZE = 65536
 
 
-def build_transformer(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LuminaMGPTTransformer:
-    """A transformer of one of the `SHAPES`, allocated on `device` in `dtype` from the start."""
+# That of the released VQ model.
+PIPELINE_VQ_CONFIG = {
+    "down_block_types": ["DownEncoderBlock2D"] * 5,
+    "up_block_types": ["UpDecoderBlock2D"] * 5,
+    "block_out_channels": [128, 128, 256, 256, 512],
+    "layers_per_block": 2,
+    "latent_channels": 256,
+    "vq_embed_dim": 256,
+    "num_vq_embeddings": 8192,
+    "lookup_from_codebook": True,
+    "scaling_factor": 1.0,
+}
+
+
+def shape_config(shape: str) -> ChameleonConfig:
     values = {"num_key_value_heads": SHAPES[shape]["num_attention_heads"], **SHAPES[shape]}
     small_vq = {"base_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1], "num_embeddings": 8}
-    config = ChameleonConfig(vocab_size=VOCABULARY_SIZE, vocabulary_map={}, vq_config=small_vq, **values)
+    return ChameleonConfig(vocab_size=VOCABULARY_SIZE, vocabulary_map={}, vq_config=small_vq, **values)
+
+
+def build_transformer(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LuminaMGPTTransformer:
+    """A transformer of one of the `SHAPES`, allocated on `device` in `dtype` from the start."""
+    config = shape_config(shape)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -64,9 +82,7 @@ def build_transformer(shape: str, device: torch.device, dtype: torch.dtype, seed
 def weight_bytes(transformer: LuminaMGPTTransformer) -> int:
     """Bytes that one forward reads: all weights but the embedding, and of the head only the rows of the codes."""
     config = transformer.config
-    layers = sum(
-        parameter.numel() * parameter.element_size() for parameter in transformer.model.layers.parameters()
-    )
+    layers = sum(parameter.numel() * parameter.element_size() for parameter in transformer.model.layers.parameters())
     head = VOCABULARY.num_codes * config.hidden_size * transformer.lm_head.weight.element_size()
     return layers + head
 

@@ -23,6 +23,7 @@ from .lumina_mgpt import (
     read_labels,
     read_normals,
 )
+from .memory import MemoryEstimate, estimate_memory, largest_batch
 from .registration import register
 
 
@@ -40,11 +41,14 @@ __all__ = [
     "LuminaMGPTScheduler",
     "LuminaMGPTStreamOutput",
     "LuminaMGPTTransformer",
+    "MemoryEstimate",
     "TASKS",
     "Task",
     "TextPart",
     "contact_sheet",
+    "estimate_memory",
     "find_palette",
+    "largest_batch",
     "multiview_prompt",
     "read_depth",
     "read_labels",

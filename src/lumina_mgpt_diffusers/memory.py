@@ -1,0 +1,127 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""How much memory a text-to-image call needs, before it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import ChameleonConfig
+
+from .lumina_mgpt.decoding import LENGTH_STEP, round_up, slots_needed
+
+
+PATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """
+    Bytes that a call needs at its peak, by what they hold.
+
+    Args:
+        weights (`int`): Transformer and VQ model.
+        kv_cache (`int`): Keys and values of every row, both branches of guidance.
+        noise (`int`): Gumbel noise of the whole images, float32.
+        activations (`int`): The greatest of those of a step, of the prompt and of decoding one image to pixels.
+    """
+
+    weights: int
+    kv_cache: int
+    noise: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        # The cache and the noise are freed before the images are decoded, but the activations of the VQ model are no
+        # larger than they are in all but the smallest calls: the sum is a safe bound.
+        return self.weights + self.kv_cache + self.noise + self.activations
+
+
+def estimate_memory(
+    config: ChameleonConfig,
+    height: int,
+    width: int,
+    num_images: int = 1,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    weight_bits: int | None = None,
+    guidance: bool = True,
+    prompt_length: int = 64,
+    num_draft_tokens: int = 0,
+    num_codes: int = 8192,
+    vqvae_parameters: int = 68_718_467,
+) -> MemoryEstimate:
+    """
+    Estimate the memory of a text-to-image call on the device that runs it.
+
+    Args:
+        config ([`~transformers.ChameleonConfig`]): Configuration of the transformer.
+        height (`int`), width (`int`): Size of the images in pixels.
+        num_images (`int`, defaults to 1): Images at once, prompts times images per prompt.
+        dtype (`torch.dtype`, defaults to `torch.bfloat16`): Type of weights, cache and activations.
+        weight_bits (`int`, *optional*): Bits of a weight of the decoder layers if they are quantised, such as 8.
+        guidance (`bool`, defaults to `True`): Whether classifier-free guidance is on, which doubles the rows.
+        prompt_length (`int`, defaults to 64): Longest prompt in tokens.
+        num_draft_tokens (`int`, defaults to 0): Draft tokens of a forward.
+        num_codes (`int`, defaults to 8192): Size of the codebook.
+        vqvae_parameters (`int`): Parameters of the VQ model, by default those of the released one.
+
+    Returns:
+        [`MemoryEstimate`]: In bytes. The CUDA context and what the allocator holds back come on top, about 1 GiB.
+
+    Example:
+
+    ```py
+    >>> from transformers import ChameleonConfig
+    >>> from lumina_mgpt_diffusers import estimate_memory
+
+    >>> estimate_memory(ChameleonConfig(), 768, 768).total / 2**30  # 7B, one image
+    ```
+    """
+    element = torch.finfo(dtype).bits // 8
+    head_dim = config.hidden_size // config.num_attention_heads
+    kv_size = config.num_key_value_heads * head_dim
+    rows = num_images * (2 if guidance else 1)
+
+    attention = config.hidden_size * (2 * config.hidden_size + 2 * kv_size)
+    mlp = 3 * config.hidden_size * config.intermediate_size
+    norms = 2 * config.hidden_size + 2 * (config.hidden_size + kv_size)
+    layer = (attention + mlp) * (weight_bits / 8 if weight_bits else element) + norms * element
+    embeddings = 2 * config.vocab_size * config.hidden_size * element
+    weights = int(config.num_hidden_layers * layer) + embeddings + vqvae_parameters * element
+
+    num_rows, num_columns = height // PATCH_SIZE, width // PATCH_SIZE
+    slots = slots_needed(prompt_length + 2, num_rows * (num_columns + 1) - 1, num_draft_tokens)
+    kv_cache = 2 * config.num_hidden_layers * kv_size * round_up(slots, LENGTH_STEP) * rows * element
+    noise = num_images * num_rows * num_columns * num_codes * 4
+
+    # A step: residual, normed input, gate, up and product of each token; float32 logits of both branches, guided, with
+    # noise and masked.
+    window = num_draft_tokens + 1
+    per_token = (4 * config.hidden_size + 3 * config.intermediate_size) * element
+    step = rows * window * (per_token + 4 * 4 * num_codes)
+    # The prompts run through once, against a mask of float attention scores for every head.
+    prompt = rows * prompt_length * (per_token + 4 * config.num_attention_heads * prompt_length)
+    # One image on its way to pixels: about five feature maps of 128 channels at full size (measured).
+    pixels = 5 * 128 * height * width * element
+    return MemoryEstimate(weights, kv_cache, noise, max(step, prompt, pixels))
+
+
+def largest_batch(memory: int, config: ChameleonConfig, height: int, width: int, **kwargs) -> int:
+    """
+    The most images at once that fit `memory` bytes.
+
+    Args:
+        memory (`int`): Free bytes of the device.
+        config ([`~transformers.ChameleonConfig`]): Configuration of the transformer.
+        height (`int`), width (`int`): Size of the images in pixels.
+        kwargs: The further arguments of [`estimate_memory`].
+
+    Returns:
+        `int`: Number of images, 0 if not even one fits.
+    """
+    number = 0
+    while estimate_memory(config, height, width, number + 1, **kwargs).total <= memory:
+        number += 1
+    return number

@@ -1,0 +1,63 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+
+import pytest
+import torch
+from transformers import ChameleonConfig
+
+from lumina_mgpt_diffusers import estimate_memory, largest_batch
+from lumina_mgpt_diffusers.lumina_mgpt import pipeline_lumina_mgpt
+
+
+@pytest.mark.parametrize("num_drafts, num_images, guidance_scale", [(0, 1, 4.0), (50, 3, 4.0), (7, 2, 1.0)])
+def test_estimate_is_what_a_call_allocates(
+    random_pipe, with_sampler, monkeypatch, num_drafts, num_images, guidance_scale
+):
+    with_sampler(random_pipe, num_draft_tokens=num_drafts)
+    decoders = []
+
+    class Spy(pipeline_lumina_mgpt.ImageDecoder):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            decoders.append((self.cache.num_bytes, self._noise.nbytes))
+
+    monkeypatch.setattr(pipeline_lumina_mgpt, "ImageDecoder", Spy)
+    random_pipe(
+        prompt_token_ids=torch.arange(8910, 8950)[None],
+        height=128,
+        width=64,
+        guidance_scale=guidance_scale,
+        num_images_per_prompt=num_images,
+        output_type="latent",
+    )
+    estimate = estimate_memory(
+        random_pipe.transformer.config,
+        128,
+        64,
+        num_images,
+        dtype=torch.float32,
+        guidance=guidance_scale != 1.0,
+        prompt_length=40,
+        num_draft_tokens=num_drafts,
+        vqvae_parameters=sum(p.numel() for p in random_pipe.vqvae.parameters()),
+    )
+    assert decoders == [(estimate.kv_cache, estimate.noise)]
+    modules = (random_pipe.transformer, random_pipe.vqvae)
+    weights = sum(parameter.nbytes for module in modules for parameter in module.parameters())
+    assert abs(estimate.weights - weights) <= 1024
+
+
+def test_seven_billion():
+    estimate = estimate_memory(ChameleonConfig(), 768, 768)
+    assert 13.0 < estimate.weights / 2**30 < 13.4
+    assert 2.3 < estimate.kv_cache / 2**30 < 2.5
+    eight_bit = estimate_memory(ChameleonConfig(), 768, 768, weight_bits=8)
+    assert 0.5 < eight_bit.weights / estimate.weights < 0.6
+
+
+def test_largest_batch_is_the_largest():
+    config = ChameleonConfig()
+    memory = 40 * 10**9
+    number = largest_batch(memory, config, 768, 768)
+    assert estimate_memory(config, 768, 768, number).total <= memory
+    assert estimate_memory(config, 768, 768, number + 1).total > memory
+    assert largest_batch(10**9, config, 768, 768) == 0
