@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from reference import guided_logits
 
-from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTPipeline, LuminaMGPTScheduler
+from lumina_mgpt_diffusers import (
+    LuminaMGPTChatPipeline,
+    LuminaMGPTImg2ImgPipeline,
+    LuminaMGPTPipeline,
+    LuminaMGPTScheduler,
+)
 from lumina_mgpt_diffusers.lumina_mgpt.kv_cache import SlotCache
 
 
@@ -46,14 +51,19 @@ def to_messages(qas: list) -> list[dict]:
 
 def chat_from(pipe: LuminaMGPTPipeline, transformer: object = None, **sampler) -> LuminaMGPTChatPipeline:
     """A chat pipeline over the components of another, with a scheduler of its own."""
-    chat = LuminaMGPTChatPipeline(
-        tokenizer=pipe.tokenizer,
-        transformer=transformer or pipe.transformer,
-        vqvae=pipe.vqvae,
-        scheduler=LuminaMGPTScheduler.from_config(pipe.scheduler.config, **sampler),
-    )
-    chat.set_progress_bar_config(disable=True)
-    return chat
+    return _with_components(LuminaMGPTChatPipeline, pipe, transformer or pipe.transformer, sampler)
+
+
+def img2img_from(pipe: LuminaMGPTPipeline, **sampler) -> LuminaMGPTImg2ImgPipeline:
+    """An image-to-image pipeline over the components of another, with a scheduler of its own."""
+    return _with_components(LuminaMGPTImg2ImgPipeline, pipe, pipe.transformer, sampler)
+
+
+def _with_components(pipeline_class, pipe, transformer, sampler):
+    scheduler = LuminaMGPTScheduler.from_config(pipe.scheduler.config, **sampler)
+    own = pipeline_class(tokenizer=pipe.tokenizer, transformer=transformer, vqvae=pipe.vqvae, scheduler=scheduler)
+    own.set_progress_bar_config(disable=True)
+    return own
 
 
 class Playback(torch.nn.Module):

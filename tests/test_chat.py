@@ -405,6 +405,7 @@ def test_a_stream_can_be_closed_early(trained_pipe):
     tokens = RUNS["interleaved_cfg1.0"]["tokens_without_eos"][:3]
     assert conversation.token_ids[-4:] == [*tokens, vocabulary.separator_id]
     assert "".join(seen) == chat.tokenizer.decode(tokens)
+    assert conversation.finish_reason == "length"
     output = chat("Hello, who are you?", conversation=conversation, max_new_tokens=5, **GREEDY)
     assert len(output.token_ids) == 5
 

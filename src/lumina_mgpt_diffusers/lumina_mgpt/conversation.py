@@ -50,14 +50,22 @@ class LuminaMGPTConversation:
 
     It holds the exact tokens so far and the KV cache of them, so that a turn costs no more than its own tokens.
 
+    An image that was cut off is whole in it: what was not sampled repeats the codes above. If nothing was sampled, the
+    conversation goes on without the image.
+
     Args:
         generator (`torch.Generator`, *optional*):
             Draws the noise of all its answers; by default the generator of its first call.
+
+    Attributes:
+        token_ids (`list[int]`): The conversation so far, each turn with its separator.
+        finish_reason (`str`, *optional*): How its last answer ended, `"stop"` or `"length"`.
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self.generator = generator
         self.token_ids: list[int] = []
+        self.finish_reason: str | None = None
         self._cache: SlotCache | None = None
         self._num_cached = 0
 
@@ -81,16 +89,18 @@ class LuminaMGPTConversation:
         self.drop_cache()
         return taken
 
-    def extend(self, token_ids: list[int], cache: SlotCache | None, num_cached: int) -> None:
+    def extend(self, token_ids: list[int], finish_reason: str, cache: SlotCache | None, num_cached: int) -> None:
         """
         Go on to after an answer.
 
         Args:
             token_ids (`list[int]`): The whole conversation, up to the separator after the answer.
+            finish_reason (`str`): How the answer ended.
             cache ([`SlotCache`], *optional*): Cache of one row.
             num_cached (`int`): Number of tokens in it.
         """
         self.token_ids = list(token_ids)
+        self.finish_reason = finish_reason
         self._cache, self._num_cached = (cache, num_cached) if cache is not None else (None, 0)
 
     def __repr__(self) -> str:

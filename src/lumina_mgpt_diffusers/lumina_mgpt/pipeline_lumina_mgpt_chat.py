@@ -384,7 +384,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         finally:
             for answer, conversation, cache in zip(answers, conversations, decoder.caches):
                 if answer.is_finished:
-                    conversation.extend(answer.sequence, cache, answer.num_cached)
+                    conversation.extend(answer.sequence, answer.finish_reason, cache, answer.num_cached)
 
     def _to_parts(
         self, pieces: Iterable[SampledText | SampledImage], output_type: str
