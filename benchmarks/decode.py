@@ -5,8 +5,9 @@ Time per code of the original's strategy, of transformers' `generate` and of thi
     python benchmarks/decode.py --shape 340m --size 256 --dtype bfloat16
     python benchmarks/decode.py --shape 7b --size 768 --device cuda --modes original generate-static ours compiled int8
 
-Random weights serve for the time of a forward; they say nothing of how many drafts are right. With `--check` it also
-tests, in float32 on the tiny shape, that all modes give the same codes.
+Random weights serve for the time of a step; they say nothing of how many drafts are right, so that the modes with
+drafts are to be read by their ms per step only. With `--check` it also tests, in float32 on the tiny shape, that all
+modes give the same codes.
 """
 
 from __future__ import annotations
@@ -76,51 +77,77 @@ class Clock:
 
 
 def run(mode: str, task: Task, repeats: int, bandwidth: float) -> dict:
-    transformer = task.transformer
+    """
+    Time one mode.
+
+    Returns:
+        `dict`: Of the fastest of `repeats` runs the median time of a step, and what follows from it.
+        `seconds_per_image` is that of a whole image at one step per code, also if `task.max_steps` cut the run short.
+    """
+    transformer, device = task.transformer, task.device
     if mode == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
+        # In place: it has to be the last of the modes.
         quantize_(transformer, Int8WeightOnlyConfig())
-    compiled = mode in ("compiled", "int8") or (mode.startswith("drafts") and task.device.type == "cuda")
-    if compiled:
+    is_compiled = mode in ("compiled", "int8") or (mode.startswith("drafts") and device.type == "cuda")
+    if is_compiled:
         torch._dynamo.reset()
-        options = {"mode": "reduce-overhead"} if task.device.type == "cuda" else {}
+        options = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
         transformer.compile(fullgraph=True, **options)
-    if task.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    warms_up = compiled or mode == "generate-static"
-    has_hooks = task.device.type == "cpu" and not warms_up
+    warms_up = is_compiled or mode == "generate-static"
+    has_hooks = device.type == "cpu" and not warms_up
     best = None
     for _ in range(repeats + int(warms_up)):
-        clock = Clock(transformer, task.device, with_hooks=has_hooks)
+        clock = Clock(transformer, device, with_hooks=has_hooks)
         start = time.perf_counter()
         MODES[mode](replace(task, on_step=clock.tick))
-        synchronize(task.device)
-        total = time.perf_counter() - start
+        synchronize(device)
+        end = time.perf_counter()
         clock.close()
         steps = [after - before for before, after in zip(clock.ticks, clock.ticks[1:])]
-        decode_seconds = clock.ticks[-1] - clock.ticks[0]
+        # The host may run ahead of a GPU, so that only the whole is a measure of a step.
+        step = statistics.median(steps) if device.type == "cpu" else (end - clock.ticks[0]) / len(steps)
         result = {
             "mode": mode,
-            "seconds": total,
-            "decode_seconds": decode_seconds,
-            "codes_per_second": task.num_codes * task.batch_size / total,
-            "ms_per_step": 1e3 * statistics.median(steps),
+            "seconds": end - start,
+            "ms_per_step": 1e3 * step,
             "steps": len(steps),
-            "forwards_per_code": (clock.forwards if has_hooks else len(steps)) / task.num_codes,
-            "outside_forward": 1 - clock.forward_seconds / decode_seconds if has_hooks else None,
+            "forwards_per_step": clock.forwards / len(steps) if has_hooks else None,
+            "outside_forward": 1 - clock.forward_seconds / (end - clock.ticks[0]) if has_hooks else None,
         }
         if best is None or result["seconds"] < best["seconds"]:
             best = result
+    # `generate` makes a step of its own for every row end.
+    num_steps = task.num_tokens if mode.startswith(("original", "generate")) else task.num_codes
+    best["seconds_per_image"] = best["ms_per_step"] / 1e3 * num_steps / task.batch_size
+    best["codes_per_second"] = task.num_codes / best["seconds_per_image"]
     rows = task.batch_size * (2 if task.guidance_scale != 1.0 else 1)
-    length = PROMPT_LENGTH + task.num_tokens // 2
-    moved = weight_bytes(transformer) + cache_bytes(transformer, length, rows)
+    length = PROMPT_LENGTH + min(task.num_tokens, task.max_steps or task.num_tokens) // 2
+    weights = weight_bytes(transformer) * (1 / 2 if mode == "int8" else 1)
+    moved = weights + cache_bytes(transformer, length, rows)
     best["bandwidth_fraction"] = moved / (best["ms_per_step"] / 1e3) / bandwidth
-    if task.device.type == "cuda":
+    if device.type == "cuda":
         best["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    if compiled:
+    if is_compiled:
         transformer._compiled_call_impl = None
     return best
+
+
+def describe(result: dict, baseline: dict) -> str:
+    line = (
+        f"{result['mode']:16} {result['ms_per_step']:8.2f} ms/step  {result['codes_per_second']:9.2f} codes/s"
+        f" {result['seconds_per_image']:8.2f} s/image "
+        f" {baseline['seconds_per_image'] / result['seconds_per_image']:5.2f}x {baseline['mode']} "
+        f" {result['bandwidth_fraction']:4.0%} of bandwidth"
+    )
+    if result["outside_forward"] is not None:
+        line += f", {result['outside_forward']:.1%} outside the forward"
+    if "peak_gib" in result:
+        line += f", peak {result['peak_gib']:.1f} GiB"
+    return line
 
 
 def check_modes_agree(device: torch.device) -> None:
@@ -145,6 +172,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["original", "generate", "ours"])
     parser.add_argument("--batch_size", type=int, default=1, help="images at once, for this project's modes")
     parser.add_argument("--guidance_scale", type=float, default=4.0)
+    parser.add_argument("--max_steps", type=int, help="stop after so many steps, enough to time one")
     parser.add_argument("--repeats", type=int, default=2, help="the fastest run counts")
     parser.add_argument("--check", action="store_true", help="first test that all modes give the same codes")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
@@ -164,6 +192,7 @@ def main() -> None:
         columns=width // 16,
         guidance_scale=args.guidance_scale,
         batch_size=args.batch_size,
+        max_steps=args.max_steps,
     )
     is_cuda = device.type == "cuda"
     hardware = torch.cuda.get_device_name(device) if is_cuda else f"CPU, {torch.get_num_threads()} threads"
@@ -175,15 +204,7 @@ def main() -> None:
     results = []
     for mode in args.modes:
         results.append(run(mode, task, args.repeats, bandwidth))
-        result = results[-1]
-        outside = "" if result["outside_forward"] is None else f", {result['outside_forward']:.1%} outside the forward"
-        print(
-            f"{mode:16} {result['ms_per_step']:8.2f} ms/step  {result['forwards_per_code']:.2f} forwards/code "
-            f" {result['codes_per_second']:8.2f} codes/s  {result['seconds']:7.2f} s "
-            f" {results[0]['seconds'] / result['seconds']:5.2f}x {args.modes[0]} "
-            f" {result['bandwidth_fraction']:.0%} of bandwidth{outside}",
-            flush=True,
-        )
+        print(describe(results[-1], results[0]), flush=True)
     if args.output:
         record = {"hardware": hardware, "versions": versions, "bandwidth": bandwidth, "results": results}
         record |= {key: str(value) for key, value in vars(args).items()}

@@ -23,7 +23,11 @@ from lumina_mgpt_diffusers.lumina_mgpt.decoding import ImageDecoder
 
 @dataclass
 class Task:
-    """What to sample: `batch_size` images of `rows x columns` codes after a prompt of `context` tokens."""
+    """
+    What to sample: `batch_size` images of `rows x columns` codes after a prompt of `context` tokens.
+
+    With `max_steps` only the first so many steps are made, enough to time one.
+    """
 
     transformer: LuminaMGPTTransformer
     device: torch.device
@@ -35,6 +39,7 @@ class Task:
     top_k: int = 2000
     batch_size: int = 1
     seed: int = 0
+    max_steps: int | None = None
     on_step: Callable[[], None] = field(default=lambda: None)
 
     @property
@@ -54,8 +59,10 @@ class Task:
         generator = torch.Generator().manual_seed(self.seed)
         return LuminaMGPTScheduler.draw_noise((self.num_codes, VOCABULARY.num_codes), generator, self.device)
 
-    def codes(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Codes `(1, rows, columns)` of the generated token ids."""
+    def codes(self, token_ids: torch.Tensor) -> torch.Tensor | None:
+        """Codes `(1, rows, columns)` of the generated token ids, None if they are not a whole image."""
+        if len(token_ids) < self.num_tokens:
+            return None
         grid = torch.cat([token_ids, token_ids.new_zeros(1)]).view(self.rows, self.columns + 1)[:, :-1]
         return (grid - VOCABULARY.code_ids[0].item())[None].cpu()
 
@@ -111,7 +118,7 @@ class StepHook(LogitsProcessor):
 
 def generation_config(task: Task, **kwargs) -> GenerationConfig:
     return GenerationConfig(
-        max_new_tokens=task.num_tokens,
+        max_new_tokens=min(task.num_tokens, task.max_steps or task.num_tokens),
         eos_token_id=VOCABULARY.separator_id,
         pad_token_id=1,
         # 0 is "all": None would mean transformers' default of 50.
@@ -220,7 +227,9 @@ def ours(task: Task, num_draft_tokens: int = 0, draft_init: str = "above") -> to
         top_k=task.top_k,
     )
     task.on_step()
-    while not decoder.is_finished:
+    steps = 0
+    while not decoder.is_finished and steps != task.max_steps:
         decoder.step()
         task.on_step()
+        steps += 1
     return decoder.codes.cpu()
