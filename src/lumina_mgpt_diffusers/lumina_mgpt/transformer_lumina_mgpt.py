@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,21 @@ class ExpandNormRows(ConversionOps):
         return self
 
 
+@functools.cache
+def register_norm_expansion() -> None:
+    """Have transformers expand the norms of [`LuminaMGPTTransformer`] whenever it loads one."""
+    # Not at import: it makes transformers gather the conversions of all its models, as it does to load one.
+    register_checkpoint_conversion_mapping(
+        LuminaMGPTTransformer.__name__,
+        [
+            WeightConverter(rf"self_attn.{norm}.{kind}", rf"self_attn.{norm}.{kind}", operations=[ExpandNormRows()])
+            for norm in ("q_norm", "k_norm")
+            for kind in ("weight", "bias")
+        ],
+        overwrite=True,
+    )
+
+
 class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, ChameleonForConditionalGeneration):
     r"""
     The decoder-only transformer of Lumina-mGPT (https://huggingface.co/papers/2408.02657).
@@ -86,6 +102,7 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
     _keys_to_ignore_on_load_unexpected = [r"model\.vqmodel\."]
 
     def __init__(self, config: ChameleonConfig) -> None:
+        register_norm_expansion()
         super().__init__(config)
         del self.model.vqmodel
         self.model.rotary_emb = LuminaMGPTRotaryEmbedding(config)
@@ -257,14 +274,3 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
         if is_plain and weight.device == hidden_states.device and weight.dtype == hidden_states.dtype:
             return F.linear(hidden_states, weight[first:stop])
         return head(hidden_states)[..., first:stop]
-
-
-register_checkpoint_conversion_mapping(
-    LuminaMGPTTransformer.__name__,
-    [
-        WeightConverter(rf"self_attn.{norm}.{kind}", rf"self_attn.{norm}.{kind}", operations=[ExpandNormRows()])
-        for norm in ("q_norm", "k_norm")
-        for kind in ("weight", "bias")
-    ],
-    overwrite=True,
-)
