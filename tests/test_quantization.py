@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import PipelineQuantizationConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTTransformer
@@ -86,6 +87,22 @@ def test_torchao_int8_saves_and_loads(saved_folder, int8_config, tmp_path):
     loaded = load(tmp_path)
     assert loaded.transformer.model.layers[0].mlp.up_proj.weight.qdata.dtype == torch.int8
     assert torch.equal(codes_of(loaded), codes_of(pipe))
+
+
+def test_lora_on_torchao_int8(saved_folder, int8_config, tmp_path):
+    pipe = load(saved_folder, int8_config)
+    plain = logits_of(pipe)
+    pipe.transformer.add_adapter(
+        LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False), "x"
+    )
+    adapted = logits_of(pipe)
+    tensors = get_peft_model_state_dict(pipe.transformer, adapter_name="x")
+    with pytest.raises(ValueError, match="cannot be saved while it has LoRA adapters"):
+        pipe.save_pretrained(tmp_path)
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(logits_of(pipe), plain)
+    pipe.load_lora_weights(tensors)
+    torch.testing.assert_close(logits_of(pipe), adapted)
 
 
 @pytest.mark.slow

@@ -148,6 +148,11 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
         """
         hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
         has_adapters = self._hf_peft_config_loaded
+        if has_adapters and getattr(self, "hf_quantizer", None) is not None:
+            raise ValueError(
+                "A quantised model cannot be saved while it has LoRA adapters. Save those with `save_lora_weights()`,"
+                " then call `unload_lora_weights()`."
+            )
         try:
             if has_adapters and state_dict is None:
                 state_dict = self.state_dict_without_adapters()
