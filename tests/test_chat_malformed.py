@@ -85,16 +85,24 @@ def test_an_image_that_is_cut_off_keeps_what_it_has(say, vocabulary, text_ids, g
         assert len(output.images) == (num_codes > 0)
 
 
-def test_a_conversation_goes_on_after_every_cut(say, random_pipe, vocabulary, text_ids):
-    codes = torch.arange(8).view(2, 4) + 7
+@pytest.mark.parametrize("num_draft_tokens", [0, 10])
+def test_a_conversation_goes_on_after_every_cut(say, vocabulary, num_draft_tokens):
+    # Alike, so that drafts are accepted beyond the cut.
+    codes = torch.full((2, 4), 7)
     image = vocabulary.to_tokens(codes).tolist()
     for budget in range(1, len(image) + 1):
         conversation = LuminaMGPTConversation()
-        say(image, max_new_tokens=budget, conversation=conversation, output_type="latent")
-        length = len(conversation.token_ids)
+        say(
+            image,
+            chat={"num_draft_tokens": num_draft_tokens},
+            max_new_tokens=budget,
+            conversation=conversation,
+            output_type="latent",
+        )
         assert conversation.token_ids[-1] == vocabulary.separator_id
-        assert conversation.num_cached_tokens < length
-        held = conversation.token_ids[conversation.token_ids.index(vocabulary.separator_id) + 1 : -1]
+        question = conversation.token_ids.index(vocabulary.separator_id) + 1
+        held = conversation.token_ids[question:-1]
+        assert conversation.num_cached_tokens <= question + min(budget, len(held))
         if budget <= 3:
             assert held == []  # nothing of the image had been said
         else:
