@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 
+from .drafts import CopyAbove, DraftRule, NeighborLogits
 from .host_copy import HostCopy
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .unirep import ImageVocabulary
@@ -93,7 +94,11 @@ class ImageSampling:
         upcoming = index.where(~given, num_places).flip(1).cummin(dim=1).values.flip(1)
         self._next_sampled = nn.functional.pad(upcoming, (0, 1), value=num_places)  # (batch_size, num_places + 1)
         self._stops = (index.where(~given, -1).amax(dim=1) + 1).tolist()
-        self._sample = torch.where(self._given, known, self._first_drafts)
+        has_drafts = self.scheduler.config.num_draft_tokens > 0
+        self._sample = known.where(self._given, -1 if has_drafts else 0)
+        self._draft_rule = self._make_draft_rule()
+        # For every image, the first place that never was in a window.
+        self._drafted = [0] * len(known)
         self._first = first
         self._frontier = first.tolist()
         self._unread: deque[HostCopy] = deque()
@@ -113,17 +118,21 @@ class ImageSampling:
             ]
             self._noise = torch.stack(noise)  # (batch_size, num_codes, codebook_size)
 
-        if self.scheduler.config.num_draft_tokens == 0:
-            drafts = torch.zeros(codes.shape, dtype=torch.long, device=self.device)
-        elif self._noise is not None:
-            drafts = self._noise.argmax(dim=-1).view(codes.shape)
-        else:
-            # Drafts only decide the speed, so any generator of our own will do.
-            guesses = torch.randint(codebook_size, codes.shape, generator=torch.Generator().manual_seed(0))
-            drafts = guesses.to(self.device)
+        # Drafts only decide the speed, so any generator of our own will do.
+        self._random_codes = torch.randint(
+            codebook_size, (1, self.columns + 1), generator=torch.Generator().manual_seed(0)
+        ).to(self.device)
+
+    def _make_draft_rule(self) -> DraftRule:
+        stride = self.columns + 1
         if self.scheduler.config.draft_init == "above":
-            drafts[:, 1:] = -1
-        self._first_drafts = self._to_places(drafts)
+            return CopyAbove(stride)
+        if self.scheduler.config.draft_init == "logits":
+            batch_size, num_codes = len(self._given), self._row_end
+            return NeighborLogits(
+                self.scheduler, batch_size, stride, num_codes, self.device, self.temperature, self.top_k
+            )
+        return DraftRule()
 
     @property
     def codes(self) -> torch.LongTensor:
@@ -195,15 +204,13 @@ class ImageSampling:
             places (`torch.LongTensor` of shape `(batch_size, window)`): From [`open_window`].
             logits (`torch.Tensor` of shape `(batch_size, window, num_codes)`): Guided logits over the codebook.
         """
-        noise = None
-        if self._noise is not None:
-            raster_index = self._raster_index[places.clamp(max=len(self._raster_index) - 1)]
-            noise = self._noise[torch.arange(len(places), device=self.device)[:, None], raster_index]
+        if self.scheduler.config.num_draft_tokens:
+            self._draft_rule.observe(places, logits)
         output = self.scheduler.step(
             logits,
             self._first,
             self._sample,
-            noise=noise,
+            noise=self._noise_of(places),
             given=self._given,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -232,16 +239,37 @@ class ImageSampling:
         ]
         return min(max(runs), MAX_RUN)
 
+    def _noise_of(self, places: torch.LongTensor) -> torch.Tensor | None:
+        if self._noise is None:
+            return None
+        raster_index = self._raster_index[places.clamp(max=len(self._raster_index) - 1)]
+        return self._noise[torch.arange(len(places), device=self.device)[:, None], raster_index]
+
     def _fill_drafts(self, places: torch.LongTensor) -> None:
-        """Guess the codes of the places that come into the window for the first time by copying the codes above."""
-        sample, stride = self._sample, self.columns + 1
-        last = sample.shape[1] - 1
-        drafts = sample.gather(1, places.clamp(max=last))
-        for hop in range(1, places.shape[1] // stride + 2):
-            above = places - hop * stride
-            guess = sample.gather(1, above.clamp(min=0, max=last)).where(above >= 0, -1)
-            drafts = torch.where(drafts < 0, guess, drafts)
-        self._sample = nn.functional.pad(sample, (0, places.shape[1])).scatter(1, places, drafts)[:, : last + 1]
+        """Guess the codes of the places that come into the window for the first time."""
+        places = places[:, -self._num_new(places.shape[1]) :]
+        sample, num_places = self._sample, self._sample.shape[1]
+        drafts = sample.gather(1, places.clamp(max=num_places - 1))
+        noise = self._noise_of(places)
+        drafts = torch.where(drafts < 0, self._draft_rule.guess(places, sample, noise), drafts)
+        if noise is not None:
+            random_codes = noise.argmax(dim=-1)
+        else:
+            random_codes = self._random_codes[0, places % (self.columns + 1)]
+        drafts = torch.where(drafts < 0, random_codes, drafts)
+        # All places past the end share one that is cut off again.
+        padded = nn.functional.pad(sample, (0, 1))
+        self._sample = padded.scatter(1, places.clamp(max=num_places), drafts)[:, :num_places]
+
+    def _num_new(self, window: int) -> int:
+        """How many places at the end of the window may be new in some image."""
+        if self._unread:
+            # How far the last rounds went is not known on the host yet.
+            return window
+        ends = [first + window for first in self._frontier]
+        num_new = max(end - drafted for end, drafted in zip(ends, self._drafted))
+        self._drafted = ends
+        return min(max(num_new, 1), window)
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from .validation import check_guidance_scale, check_temperature, check_top_k, is_integer
 
 
-DRAFT_INITS = ("above", "random")
+DRAFT_INITS = ("above", "random", "logits")
 
 
 @dataclass
@@ -69,7 +69,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             Number of tokens that a forward evaluates ahead. 0 is plain autoregression.
         draft_init (`str`, defaults to `"above"`):
             First guess of a code: `"above"` copies the code above it, `"random"` takes the code that its noise alone
-            would choose.
+            would choose, `"logits"` the one that its noise chooses from the logits of the places above and beside it.
     """
 
     order = 1
