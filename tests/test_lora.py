@@ -89,6 +89,9 @@ def test_loading_a_folder(pipe, adapter, style, low_cpu_mem_usage, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe.load_lora_weights(adapter["folder"] / style, low_cpu_mem_usage=low_cpu_mem_usage)
+        pipe.load_lora_weights(adapter["folder"] / style, low_cpu_mem_usage=low_cpu_mem_usage, adapter_name="again")
+        pipe.set_adapters("default_0")
+        pipe.delete_adapters("again")
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
     assert pipe.get_active_adapters() == ["default_0"]
     assert pipe.get_list_adapters() == {"transformer": ["default_0"]}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -188,15 +189,18 @@ class LuminaMGPTLoraLoaderMixin(LoraBaseMixin):
         tensors = {name: value.to(transformer.dtype) for name, value in found.items() if "lora_" in name}
         if metadata is None:
             metadata = infer_lora_config(tensors, alphas)
-        transformer.load_lora_adapter(
-            tensors,
-            prefix=None,
-            adapter_name=adapter_name,
-            metadata={name.removeprefix(f"{cls.transformer_name}."): value for name, value in metadata.items()},
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            hotswap=hotswap,
-            _pipeline=_pipeline,
-        )
+        with warnings.catch_warnings():
+            # That there are several adapters then is what is wanted.
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+            transformer.load_lora_adapter(
+                tensors,
+                prefix=None,
+                adapter_name=adapter_name,
+                metadata={name.removeprefix(f"{cls.transformer_name}."): value for name, value in metadata.items()},
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                hotswap=hotswap,
+                _pipeline=_pipeline,
+            )
 
     @classmethod
     def save_lora_weights(
