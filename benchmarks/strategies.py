@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from models import VOCABULARY, VOCABULARY_SIZE
+from models import VOCABULARY
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
 from transformers.cache_utils import DynamicCache
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler, LuminaMGPTTransformer
 from lumina_mgpt_diffusers.lumina_mgpt.decoding import ImageDecoder
+from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
 
 
 @dataclass
@@ -40,11 +41,12 @@ class Task:
     batch_size: int = 1
     seed: int = 0
     max_steps: int | None = None
+    vocabulary: ImageVocabulary = VOCABULARY
     on_step: Callable[[], None] = field(default=lambda: None)
 
     @property
     def prefix(self) -> list[int]:
-        return VOCABULARY.prefix(16 * self.rows, 16 * self.columns)
+        return self.vocabulary.prefix(16 * self.rows, 16 * self.columns)
 
     @property
     def num_codes(self) -> int:
@@ -57,19 +59,19 @@ class Task:
 
     def noise(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        return LuminaMGPTScheduler.draw_noise((self.num_codes, VOCABULARY.num_codes), generator, self.device)
+        return LuminaMGPTScheduler.draw_noise((self.num_codes, self.vocabulary.num_codes), generator, self.device)
 
     def codes(self, token_ids: torch.Tensor) -> torch.Tensor | None:
         """Codes `(1, rows, columns)` of the generated token ids, None if they are not a whole image."""
         if len(token_ids) < self.num_tokens:
             return None
         grid = torch.cat([token_ids, token_ids.new_zeros(1)]).view(self.rows, self.columns + 1)[:, :-1]
-        return (grid - VOCABULARY.code_ids[0].item())[None].cpu()
+        return (grid - self.vocabulary.code_ids[0].item())[None].cpu()
 
 
-def full_mask(allowed: torch.Tensor, device: torch.device) -> torch.Tensor:
-    mask = torch.full((VOCABULARY_SIZE,), -torch.inf, device=device)
-    mask[allowed.to(device)] = 0.0
+def full_mask(allowed: torch.Tensor, task: Task) -> torch.Tensor:
+    mask = torch.full((task.transformer.config.vocab_size,), -torch.inf, device=task.device)
+    mask[allowed.to(task.device)] = 0.0
     return mask
 
 
@@ -79,8 +81,8 @@ class Grammar(LogitsProcessor):
     def __init__(self, task: Task, prompt_length: int) -> None:
         self.prompt_length = prompt_length
         self.columns = task.columns
-        self.codes = full_mask(VOCABULARY.code_ids, task.device)
-        self.row_end = full_mask(torch.tensor([VOCABULARY.row_end_id]), task.device)
+        self.codes = full_mask(task.vocabulary.code_ids, task)
+        self.row_end = full_mask(torch.tensor([task.vocabulary.row_end_id]), task)
 
     def is_row_end(self, input_ids: torch.Tensor) -> bool:
         return (input_ids.shape[1] - self.prompt_length + 1) % (self.columns + 1) == 0
@@ -119,7 +121,7 @@ class StepHook(LogitsProcessor):
 def generation_config(task: Task, **kwargs) -> GenerationConfig:
     return GenerationConfig(
         max_new_tokens=min(task.num_tokens, task.max_steps or task.num_tokens),
-        eos_token_id=VOCABULARY.separator_id,
+        eos_token_id=task.vocabulary.separator_id,
         pad_token_id=1,
         # 0 is "all": None would mean transformers' default of 50.
         **{"top_k": 0} if kwargs["do_sample"] else {},
@@ -170,9 +172,9 @@ class AddNoise(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self.grammar.is_row_end(input_ids):
             return scores
-        first = VOCABULARY.code_ids[0].item()
+        first = self.task.vocabulary.code_ids[0].item()
         scores = scores / self.task.temperature
-        scores[:, first : first + VOCABULARY.num_codes] += self.noise[self.index]
+        scores[:, first : first + self.task.vocabulary.num_codes] += self.noise[self.index]
         self.index += 1
         return scores
 
@@ -209,14 +211,14 @@ def transformers_generate(task: Task, static: bool = False) -> torch.Tensor:
 
 
 @torch.no_grad()
-def ours(task: Task, num_draft_tokens: int = 0, draft_init: str = "above") -> torch.Tensor:
+def ours(task: Task, num_draft_tokens: int = 0, draft_init: str = "logits") -> torch.Tensor:
     """This project's decoder."""
     scheduler = LuminaMGPTScheduler(num_draft_tokens=num_draft_tokens, draft_init=draft_init)
     unconditional = [[]] * task.batch_size if task.guidance_scale != 1.0 else None
     decoder = ImageDecoder(
         task.transformer,
         scheduler,
-        VOCABULARY,
+        task.vocabulary,
         [task.context] * task.batch_size,
         unconditional,
         torch.full((task.batch_size, task.rows, task.columns), -1),

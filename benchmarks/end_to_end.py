@@ -1,0 +1,53 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Whole images end to end on the trained model of `small_model.py`, where drafts are right as often as they are.
+
+    python benchmarks/end_to_end.py --model small_model --dtype bfloat16
+
+The original's strategy, transformers' `generate` and this project without and with drafts, on the same model and
+prompt, timed from the call to the codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from small_model import SIDE, VOCABULARY, context_ids, load_small_model
+from strategies import Task, original, ours, transformers_generate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of small_model.py")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--num_images", type=int, default=4)
+    parser.add_argument("--num_drafts", type=int, nargs="+", default=[0, 7, 15, 31])
+    args = parser.parse_args()
+
+    transformer, _ = load_small_model(args.model)
+    transformer = transformer.to(getattr(torch, args.dtype)).eval().requires_grad_(False)
+    task = Task(transformer, torch.device("cpu"), context_ids(0, 0), SIDE, SIDE, top_k=0, vocabulary=VOCABULARY)
+    modes = {"original": original, "generate": transformers_generate}
+    modes |= {f"ours, {n} drafts": (lambda n: lambda task: ours(task, num_draft_tokens=n))(n) for n in args.num_drafts}
+    baseline = None
+    for name, mode in modes.items():
+        mode(replace(task, seed=10**6))
+        steps = []
+        start = time.perf_counter()
+        for seed in range(args.num_images):
+            mode(replace(task, seed=seed, on_step=lambda: steps.append(None)))
+        seconds = (time.perf_counter() - start) / args.num_images
+        baseline = baseline or seconds
+        per_code = len(steps) / args.num_images / task.num_codes
+        print(
+            f"{name:18} {seconds:7.3f} s per image  {baseline / seconds:5.2f}x  {per_code:.3f} steps per code",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
