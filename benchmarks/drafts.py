@@ -1,0 +1,279 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Forwards per code by how codes are guessed first, on the model that `small_model.py` trains.
+
+    python benchmarks/drafts.py --model small_model
+    python benchmarks/drafts.py --model small_model --rules above left paeth unigram bigram --num_drafts 15
+    python benchmarks/drafts.py --cost
+
+Beside the scheduler's own values of `draft_init` it knows rules that were tried and are not part of the project:
+guesses from the codes around a place without its noise (`left`, `majority`, `paeth`, `above-left`, `above-right`,
+`pairs`), with it (`unigram`, `bigram`) from how often codes were seen in the image so far, and other weights of the
+logits above against those beside (`logits-…`). Every run is checked to give the codes of plain autoregression.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from small_model import PHOTOS, SIDE, VOCABULARY, ZOOMS, context_ids, load_small_model, to_pixels
+
+from lumina_mgpt_diffusers import LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt.decoding import ImageDecoder
+from lumina_mgpt_diffusers.lumina_mgpt.drafts import DraftRule, NeighborLogits
+from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import DRAFT_INITS
+
+
+NUM_CODES = VOCABULARY.num_codes
+
+
+class Codes:
+    """The codes known so far of a batch, to be looked at from a place of each image, `(batch_size, 1)`."""
+
+    def __init__(self, sample: torch.LongTensor, place: torch.LongTensor, stride: int) -> None:
+        self.sample = sample
+        self.place = place
+        self.stride = stride
+
+    def at(self, back: int) -> torch.LongTensor:
+        """The code so many places back; -1 where there is none."""
+        place = self.place - back
+        codes = self.sample.gather(1, place.clamp(0, self.sample.shape[1] - 1))
+        return codes.where((place >= 0) & (codes < NUM_CODES), -1)
+
+    @property
+    def left(self) -> torch.LongTensor:
+        return self.at(1)
+
+    @property
+    def above(self) -> torch.LongTensor:
+        return self.at(self.stride)
+
+    @property
+    def above_left(self) -> torch.LongTensor:
+        return self.at(self.stride + 1)
+
+    @property
+    def above_right(self) -> torch.LongTensor:
+        return self.at(self.stride - 1)
+
+    def counts(self, *backs: int) -> torch.Tensor:
+        """How often each code `(batch_size, NUM_CODES)` was seen where those so many places back were as here."""
+        index = torch.arange(self.sample.shape[1])
+        is_counted = (index < self.place) & (self.sample >= 0) & (self.sample < NUM_CODES)
+        for back in backs:
+            shifted = torch.nn.functional.pad(self.sample, (back, 0), value=-1)[:, : len(index)]
+            is_counted &= shifted == self.at(back)
+        counts = torch.zeros(len(self.sample), NUM_CODES + 1)
+        codes = self.sample.clamp(min=0).where(is_counted, NUM_CODES)
+        return counts.scatter_add_(1, codes, torch.ones_like(codes, dtype=torch.float))[:, :NUM_CODES]
+
+
+def first_known(*candidates: torch.LongTensor) -> torch.LongTensor:
+    guess = candidates[0]
+    for candidate in candidates[1:]:
+        guess = guess.where(guess >= 0, candidate)
+    return guess
+
+
+def majority(codes: Codes) -> torch.LongTensor:
+    """What two of left, above and above left agree on, else the code above."""
+    agree = (codes.left == codes.above_left) & (codes.left >= 0)
+    return first_known(codes.left.where(agree, codes.above), codes.left)
+
+
+def paeth(codes: Codes) -> torch.LongTensor:
+    """Left where the row above does not change here, else above."""
+    agree = (codes.above == codes.above_left) & (codes.above >= 0)
+    return first_known(codes.left.where(agree, codes.above), codes.above, codes.left)
+
+
+def pairs(codes: Codes) -> torch.LongTensor:
+    """The code seen most often beside and below this pair of codes, else the code above."""
+    counts = codes.counts(1, codes.stride)
+    most = counts.argmax(dim=1, keepdim=True)
+    return first_known(most.where(counts.amax(dim=1, keepdim=True) > 0, -1), codes.above)
+
+
+def unigram(codes: Codes) -> torch.Tensor:
+    return (codes.counts() + 0.1).log()
+
+
+def bigram(codes: Codes) -> torch.Tensor:
+    counts = codes.counts() + 0.1
+    frequencies = counts / counts.sum(dim=1, keepdim=True)
+    return (codes.counts(1) + codes.counts(codes.stride) + 4 * frequencies).log()
+
+
+# Rules that give codes, and those that give logits for the noise to choose from.
+CODE_RULES: dict[str, Callable[[Codes], torch.LongTensor]] = {
+    "left": lambda codes: first_known(codes.left, codes.above),
+    "above-left": lambda codes: first_known(codes.above_left, codes.above),
+    "above-right": lambda codes: first_known(codes.above_right, codes.above),
+    "majority": majority,
+    "paeth": paeth,
+    "pairs": pairs,
+}
+LOGIT_RULES: dict[str, Callable[[Codes], torch.Tensor]] = {"unigram": unigram, "bigram": bigram}
+# How much the logits above weigh against those beside.
+WEIGHTS = {"logits-beside": 0.0, "logits-25": 0.25, "logits-75": 0.75, "logits-above": 1.0}
+RULES = [*DRAFT_INITS, *CODE_RULES, *LOGIT_RULES, *WEIGHTS]
+
+
+class CountedRule(DraftRule):
+    """One of the rules above, which guess place after place."""
+
+    def __init__(self, name: str, stride: int) -> None:
+        self.name = name
+        self.stride = stride
+
+    def guess(
+        self, places: torch.LongTensor, sample: torch.LongTensor, noise: torch.Tensor | None
+    ) -> torch.LongTensor:
+        num_places = sample.shape[1]
+        sample = torch.nn.functional.pad(sample, (0, 1), value=NUM_CODES)
+        for index, place in enumerate(places.clamp(max=num_places).split(1, dim=1)):
+            codes = Codes(sample, place, self.stride)
+            if self.name in CODE_RULES:
+                guess = CODE_RULES[self.name](codes)
+            else:
+                guess = (LOGIT_RULES[self.name](codes) + noise[:, index]).argmax(dim=1, keepdim=True)
+            before = sample.gather(1, place)
+            sample = sample.scatter(1, place, before.where(before >= 0, guess))
+        guesses = sample.gather(1, places.clamp(max=num_places))
+        return guesses.where(guesses < NUM_CODES, -1)
+
+
+class CountingDecoder(ImageDecoder):
+    """Decodes with any of the rules and counts the forwards of each image."""
+
+    def __init__(self, rule: str, *args, **kwargs) -> None:
+        self.rule = rule
+        super().__init__(*args, **kwargs)
+        self.num_forwards = [0] * len(self._frontier)
+
+    def _make_draft_rule(self) -> DraftRule:
+        if self.rule in CODE_RULES or self.rule in LOGIT_RULES:
+            return CountedRule(self.rule, self.columns + 1)
+        rule = super()._make_draft_rule()
+        if self.rule in WEIGHTS:
+            rule.above_weight = WEIGHTS[self.rule]
+        return rule
+
+    def step(self) -> None:
+        for index, (first, stop) in enumerate(zip(self._frontier, self._stops)):
+            self.num_forwards[index] += first < stop
+        super().step()
+
+
+@torch.inference_mode()
+def sample(
+    transformer: torch.nn.Module,
+    rule: str,
+    num_drafts: int,
+    num_images: int,
+    guidance_scale: float,
+    top_k: int,
+    seed: int,
+) -> tuple[torch.LongTensor, list[float]]:
+    """The codes of a batch of images, each of a photo and zoom of its own, and their forwards per code."""
+    draft_init = rule if rule in DRAFT_INITS else "logits"
+    decoder = CountingDecoder(
+        rule,
+        transformer,
+        LuminaMGPTScheduler(num_draft_tokens=num_drafts, draft_init=draft_init),
+        VOCABULARY,
+        [context_ids(index % len(PHOTOS), (index + index // ZOOMS) % ZOOMS) for index in range(num_images)],
+        [[]] * num_images if guidance_scale != 1.0 else None,
+        torch.full((num_images, SIDE, SIDE), -1),
+        [torch.Generator().manual_seed(seed + index) for index in range(num_images)],
+        torch.device("cpu"),
+        guidance_scale,
+        1.0,
+        top_k,
+    )
+    while not decoder.is_finished:
+        decoder.step()
+    return decoder.codes, [number / (SIDE * SIDE) for number in decoder.num_forwards]
+
+
+def save_picture(codes: torch.LongTensor, codebook: torch.Tensor, path: Path) -> None:
+    """All images side by side, eight in a row, twice as large."""
+    pixels = to_pixels(codes, codebook).clamp(0, 1).mul(255).byte()
+    rows = [torch.cat(list(row), dim=1) for row in pixels.split(8)]
+    picture = Image.fromarray(torch.cat(rows).numpy())
+    picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BICUBIC).save(path)
+
+
+def measure(args: argparse.Namespace) -> None:
+    transformer, codebook = load_small_model(args.model)
+    for guidance_scale in args.guidance_scale:
+        for top_k in args.top_k:
+            settings = {"num_images": args.images, "guidance_scale": guidance_scale, "top_k": top_k, "seed": args.seed}
+            expected, _ = sample(transformer, "above", 0, **settings)
+            if args.picture:
+                save_picture(expected, codebook, args.picture.with_suffix(f".cfg{guidance_scale:g}-k{top_k}.png"))
+            print(f"\nCFG {guidance_scale:g}, top-k {top_k or 'none'}, {args.images} images", flush=True)
+            print("| first guess | " + " | ".join(f"L = {number}" for number in args.num_drafts) + " |")
+            print("|---" * (len(args.num_drafts) + 1) + "|")
+            for rule in args.rules:
+                cells = []
+                for num_drafts in args.num_drafts:
+                    codes, forwards = sample(transformer, rule, num_drafts, **settings)
+                    if not torch.equal(codes, expected):
+                        raise SystemExit(f"{rule} with {num_drafts} drafts gives other codes than no drafts.")
+                    error = statistics.stdev(forwards) / math.sqrt(len(forwards))
+                    cells.append(f"{statistics.mean(forwards):.3f} ± {error:.3f}")
+                print(f"| {rule} | " + " | ".join(cells) + " |", flush=True)
+
+
+def measure_cost(args: argparse.Namespace) -> None:
+    """Time that a round of the rule `"logits"` takes beside the forward, for the released codebook at 768 px."""
+    stride, num_codes, num_new = 49, 8192, 4
+    for num_drafts in args.num_drafts:
+        rule = NeighborLogits(LuminaMGPTScheduler(), 1, stride, num_codes, torch.device("cpu"), 1.0, 2000)
+        window = 1000 + torch.arange(num_drafts + 1)[None]
+        logits, noise = torch.randn(1, num_drafts + 1, num_codes), torch.randn(1, num_new, num_codes)
+        known = torch.zeros(1, 48 * stride, dtype=torch.long)
+        micros = []
+        for _ in range(50):
+            start = time.perf_counter()
+            rule.observe(window, logits)
+            rule.guess(window[:, -1:] + 1 + torch.arange(num_new), known, noise)
+            micros.append(1e6 * (time.perf_counter() - start))
+        print(f"L = {num_drafts}: {statistics.median(micros):.0f} µs a round, {num_new} new places of one image")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder that small_model.py wrote")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(DRAFT_INITS))
+    parser.add_argument("--num_drafts", type=int, nargs="+", default=[3, 7, 15, 31, 63])
+    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0, 4.0])
+    parser.add_argument("--top_k", type=int, nargs="+", default=[0], help="0 for all")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--picture", type=Path, help="PNG for the sampled images, one for each setting; multiples of 8"
+    )
+    parser.add_argument("--cost", action="store_true", help="only measure what a round of the rule `logits` costs")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.cost:
+        measure_cost(args)
+    elif args.model is None:
+        parser.error("--model is needed.")
+    else:
+        measure(args)
+
+
+if __name__ == "__main__":
+    main()
