@@ -61,7 +61,7 @@ def test_save_load_and_from_config(tmp_path):
         ({"resolution": 500}, "`resolution` has to be a positive multiple of 32 pixels but is 500"),
         ({"resolution": 0}, "`resolution`"),
         ({"num_draft_tokens": -1}, "`num_draft_tokens` has to be an integer >= 0 but is -1"),
-        ({"draft_init": "below"}, r"`draft_init` has to be one of \['above', 'random', 'logits'\] but is 'below'"),
+        ({"draft_init": "below"}, r"`draft_init` has to be one of \['logits', 'above', 'random'\] but is 'below'"),
     ],
 )
 def test_bad_values_raise(values, message):

@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from .validation import check_guidance_scale, check_temperature, check_top_k, is_integer
 
 
-DRAFT_INITS = ("above", "random", "logits")
+DRAFT_INITS = ("logits", "above", "random")
 
 
 @dataclass
@@ -67,9 +67,10 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             Base size of the checkpoint in pixels, from which the sizes it was trained on follow.
         num_draft_tokens (`int`, defaults to 0):
             Number of tokens that a forward evaluates ahead. 0 is plain autoregression.
-        draft_init (`str`, defaults to `"above"`):
-            First guess of a code: `"above"` copies the code above it, `"random"` takes the code that its noise alone
-            would choose, `"logits"` the one that its noise chooses from the logits of the places above and beside it.
+        draft_init (`str`, defaults to `"logits"`):
+            First guess of a code: `"logits"` takes the code that its noise chooses from the logits of the places above
+            and beside it, `"above"` copies the code above it, `"random"` takes the code that its noise alone would
+            choose.
     """
 
     order = 1
@@ -84,7 +85,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         text_top_k: int | None = 5,
         resolution: int = 768,
         num_draft_tokens: int = 0,
-        draft_init: str = "above",
+        draft_init: str = "logits",
     ) -> None:
         check_guidance_scale(guidance_scale)
         for name, value in (("temperature", temperature), ("text_temperature", text_temperature)):
