@@ -231,6 +231,24 @@ def test_known_codes_cost_next_to_no_forwards(random_pipe, count_forwards):
 # Compiled code
 
 
+@pytest.mark.parametrize("num_drafts, num_graphs", [(0, 2), (3, 1)])
+def test_few_graphs_serve_all_the_lengths_of_an_image(trained_pipe, with_sampler, monkeypatch, num_drafts, num_graphs):
+    # Without drafts a window holds one place, or two where a row ends. Here the cache is read in many lengths.
+    monkeypatch.setattr(decoding, "COMPILED_LENGTH_STEP", 16)
+    with_sampler(trained_pipe, num_draft_tokens=num_drafts)
+    plain = trained_pipe.transformer
+    expected = codes_of(trained_pipe, PROMPTS[0], [1], height=128, width=128)
+    counts = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counts.clear()
+    try:
+        trained_pipe.transformer = torch.compile(plain, fullgraph=True, backend="aot_eager")
+        assert torch.equal(codes_of(trained_pipe, PROMPTS[0], [1], height=128, width=128), expected)
+        assert counts["stats"]["unique_graphs"] == num_graphs
+    finally:
+        trained_pipe.transformer = plain
+
+
 def test_compiled_code_serves_other_prompts_sizes_and_batches_of_that_shape(trained_pipe, with_sampler):
     with_sampler(trained_pipe, num_draft_tokens=3)
     plain = trained_pipe.transformer

@@ -145,7 +145,7 @@ def test_slot_cache_equals_no_cache(model, ids, implementation):
         pieces, start = [], 0
         for end in (50, 51, 60, ids.shape[1]):
             positions = torch.arange(start, end)[None]
-            cache.visible_length = 96 if end < 60 else ids.shape[1]
+            cache.limit(96 if end < 60 else ids.shape[1], torch.device("cpu"))
             pieces.append(model(ids[:, start:end], position_ids=positions, past_key_values=cache).logits)
             start = end
     finally:

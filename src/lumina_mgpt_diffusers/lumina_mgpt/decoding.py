@@ -108,10 +108,12 @@ class ImageDecoder(ImageSampling):
             )
         length = slots_needed(self._longest_head, self._sample.shape[1], self.scheduler.config.num_draft_tokens)
         self._max_length = round_up(length, self._length_step)
-        if kept_cache is not None and kept_cache.can_hold(prompts, len(fed), self._max_length):
+        # Compiled code takes a part of a cache for another case than the whole: one slot more is never read.
+        num_slots = self._max_length + 1
+        if kept_cache is not None and kept_cache.can_hold(prompts, len(fed), num_slots):
             self.cache = kept_cache
         else:
-            self.cache = SlotCache(num_layers, self._max_length)
+            self.cache = SlotCache(num_layers, num_slots)
         self.cache.fill_from(prompts, torch.tensor([distinct.index(beginning) for beginning in fed]))
 
     def step(self) -> None:
@@ -125,7 +127,7 @@ class ImageDecoder(ImageSampling):
         window = places.shape[1]
         most_unread = len(self._unread) * max(window, MAX_RUN + 1)
         reach = self._longest_head + max(self._frontier) + most_unread + window
-        self.cache.visible_length = min(round_up(reach, self._length_step), self._max_length)
+        self.cache.limit(min(round_up(reach, self._length_step), self._max_length), self.device)
         logits = self.transformer(
             input_ids=ids.repeat(self.num_branches, 1),
             position_ids=self._head_positions[:, None] + places.repeat(self.num_branches, 1),

@@ -46,8 +46,8 @@ class SlotCache(Cache):
     mask, and tokens that were fed and then rejected need no rollback: their slots are written again before a query
     can see them.
 
-    [`LuminaMGPTTransformer.forward`] sets `positions` from its `position_ids`. Before a forward, its caller may lower
-    `visible_length`, the number of slots that attention reads, to any number above the positions that matter.
+    [`LuminaMGPTTransformer.forward`] sets `positions` from its `position_ids`. Before a forward, its caller may have
+    [`limit`] spare attention the slots above the positions that matter.
 
     Args:
         num_layers (`int`): Number of decoder layers.
@@ -57,7 +57,31 @@ class SlotCache(Cache):
     def __init__(self, num_layers: int, max_length: int) -> None:
         super().__init__(layers=[SlotLayer(max_length) for _ in range(num_layers)])
         self.positions: torch.LongTensor | None = None
-        self.visible_length = max_length
+        self._visible_slots: torch.LongTensor | None = None
+
+    @property
+    def max_length(self) -> int:
+        """Number of slots of each row."""
+        return self.layers[0].max_cache_len
+
+    @property
+    def visible_length(self) -> int:
+        """Number of slots that attention reads."""
+        return self.max_length if self._visible_slots is None else self._visible_slots.shape[0]
+
+    def limit(self, length: int, device: torch.device) -> None:
+        """
+        Have attention read only the first `length` slots.
+
+        Args:
+            length (`int`): Number of slots, at most `max_length`.
+            device (`torch.device`): Where the positions are.
+        """
+        if self._visible_slots is not None and len(self._visible_slots) == length:
+            return
+        # A tensor, since only shapes of tensors can be marked for code to be compiled for any.
+        self._visible_slots = torch.arange(length, device=device)
+        torch._dynamo.maybe_mark_dynamic(self._visible_slots, 0)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs
@@ -141,11 +165,13 @@ class SlotCache(Cache):
 
     def make_slot_major(self) -> None:
         """Lay out the memory as xformers reads it, which it does not beyond the slots in use. Before the first use."""
-        self.visible_length = self.layers[0].max_cache_len
+        self._visible_slots = None
         for layer in self.layers:
             layer.is_slot_major = True
 
     def visibility(self) -> torch.BoolTensor:
         """Which slots each query sees: `(batch_size, 1, query_length, visible_length)`."""
-        slots = torch.arange(self.visible_length, device=self.positions.device)
+        slots = self._visible_slots
+        if slots is None:
+            slots = torch.arange(self.max_length, device=self.positions.device)
         return slots <= self.positions[:, None, :, None]

@@ -87,7 +87,7 @@ class SequenceBatch:
         positions = (starts[:, None] + torch.arange(width)).clamp(max=self._max_length - 1)
         kept = (lengths[:, None] - num_logits + torch.arange(num_logits)).clamp(min=0)
 
-        self._cache.visible_length = min(round_up(needed, LENGTH_STEP), self._max_length)
+        self._cache.limit(min(round_up(needed, LENGTH_STEP), self._max_length), self.device)
         # Shapes change from one forward to the next, and compiled code is made for a shape.
         with torch.compiler.set_stance("force_eager"):
             logits = self.transformer(
