@@ -62,14 +62,17 @@ def with_sampler():
 
 
 class CountForwards:
-    """Counts the forwards of a transformer and the tokens that each row of them was fed."""
+    """Counts the forwards of a transformer, their rows, and the tokens that each row was fed."""
 
     def __init__(self, transformer: torch.nn.Module) -> None:
+        self.rows: list[int] = []
         self.windows: list[int] = []
         self._hook = transformer.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        self.windows.append(kwargs["input_ids"].shape[1])
+        num_rows, window = kwargs["input_ids"].shape
+        self.rows.append(num_rows)
+        self.windows.append(window)
 
     def __enter__(self) -> "CountForwards":
         return self

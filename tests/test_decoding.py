@@ -179,15 +179,11 @@ def test_host_that_learns_late_changes_nothing(trained_pipe, with_sampler, count
     assert steps[-1] == trained_pipe.num_timesteps - 1
 
 
-def test_prompts_are_fed_once_for_all_their_images(random_pipe):
-    rows = []
-    hook = random_pipe.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    codes_of(random_pipe, PROMPTS[:2], range(6), num_images_per_prompt=3, height=64, width=64)
-    hook.remove()
+def test_prompts_are_fed_once_for_all_their_images(random_pipe, count_forwards):
+    with count_forwards(random_pipe.transformer) as forwards:
+        codes_of(random_pipe, PROMPTS[:2], range(6), num_images_per_prompt=3, height=64, width=64)
     # Two prompts and the one unconditional beginning, then six images in two branches.
-    assert rows == [3] + [12] * 16
+    assert forwards.rows == [3] + [12] * 16
 
 
 # Given codes
@@ -228,47 +224,101 @@ def test_known_codes_cost_next_to_no_forwards(random_pipe, count_forwards):
     assert len(forwards) == 0
 
 
+# Finished images
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("num_drafts", [0, 7])
+def test_finished_images_leave_the_forward(
+    trained_pipe, with_sampler, count_forwards, monkeypatch, num_drafts, guidance_scale, lag
+):
+    monkeypatch.setitem(decoding.FRONTIER_LAG, "cpu", lag)
+    with_sampler(trained_pipe, num_draft_tokens=num_drafts, guidance_scale=guidance_scale)
+    # Of so many rows of codes each image samples the first ones; the others are given.
+    sampled = [1, 6, 2, 4]
+    latents = torch.randint(8192, (4, 6, 6), generator=torch.Generator().manual_seed(0))
+    for image, number in zip(latents, sampled):
+        image[:number] = -1
+    alone = [codes_of(trained_pipe, PROMPTS[i], [i], latents=latents[i : i + 1])[0] for i in range(4)]
+    with count_forwards(trained_pipe.transformer) as forwards:
+        together = codes_of(trained_pipe, PROMPTS[:4], range(4), latents=latents)
+    assert torch.equal(together, torch.stack(alone))
+    num_branches = 1 if guidance_scale == 1.0 else 2
+    rows = forwards.rows[1:]
+    assert rows == sorted(rows, reverse=True)
+    assert set(rows) == {num_branches * number for number in (4, 3, 2, 1)}
+
+
+@pytest.mark.parametrize("num_drafts", [0, 7])
+def test_a_finished_image_that_a_callback_opens_again(trained_pipe, with_sampler, count_forwards, num_drafts):
+    with_sampler(trained_pipe, num_draft_tokens=num_drafts)
+    whole = codes_of(trained_pipe, PROMPTS[:2], [0, 1])
+    latents = torch.full_like(whole, -1)
+    latents[0, 1:] = 77
+
+    def open_again(pipe, step, timestep, kwargs):
+        codes = kwargs["latents"]
+        if step >= 20 and 77 in codes[0]:
+            assert forwards.rows[-1] == 2
+            codes = codes.clone()
+            codes[0, 1:] = -1
+        return {"latents": codes}
+
+    with count_forwards(trained_pipe.transformer) as forwards:
+        codes = codes_of(trained_pipe, PROMPTS[:2], [0, 1], latents=latents, callback_on_step_end=open_again)
+    assert torch.equal(codes, whole)
+    assert 4 in forwards.rows[forwards.rows.index(2) :]
+
+
 # Compiled code
 
 
-@pytest.mark.parametrize("num_drafts, num_graphs", [(0, 2), (3, 1)])
-def test_few_graphs_serve_all_the_lengths_of_an_image(trained_pipe, with_sampler, monkeypatch, num_drafts, num_graphs):
+@pytest.fixture
+def compiled_pipe(trained_pipe):
+    """The trained pipeline, compiled as far as to tell which code is compiled anew."""
+    plain = trained_pipe.transformer
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    trained_pipe.transformer = torch.compile(plain, fullgraph=True, backend="aot_eager")
+    yield trained_pipe
+    trained_pipe.transformer = plain
+
+
+@pytest.mark.parametrize("num_drafts, num_graphs", [(0, 2), (31, 1)])
+def test_few_graphs_serve_all_prompts_sizes_and_lengths(
+    compiled_pipe, with_sampler, monkeypatch, num_drafts, num_graphs
+):
     # Without drafts a window holds one place, or two where a row ends. Here the cache is read in many lengths.
-    monkeypatch.setattr(decoding, "COMPILED_LENGTH_STEP", 16)
-    with_sampler(trained_pipe, num_draft_tokens=num_drafts)
-    plain = trained_pipe.transformer
-    expected = codes_of(trained_pipe, PROMPTS[0], [1], height=128, width=128)
-    counts = torch._dynamo.utils.counters
-    torch._dynamo.reset()
-    counts.clear()
-    try:
-        trained_pipe.transformer = torch.compile(plain, fullgraph=True, backend="aot_eager")
-        assert torch.equal(codes_of(trained_pipe, PROMPTS[0], [1], height=128, width=128), expected)
-        assert counts["stats"]["unique_graphs"] == num_graphs
-    finally:
-        trained_pipe.transformer = plain
+    monkeypatch.setattr(decoding, "LENGTH_STEP", 16)
+    with_sampler(compiled_pipe, num_draft_tokens=num_drafts)
+    codes = codes_of(compiled_pipe, PROMPTS[0], [1], height=128, width=128)
+    num_compiled = [torch._dynamo.utils.counters["stats"]["unique_graphs"]]
+    for prompt, size in zip(PROMPTS, SIZES):
+        codes_of(compiled_pipe, prompt, [1], height=size[0], width=size[1])
+        num_compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert num_compiled == [num_graphs] * 4
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(codes_of(compiled_pipe, PROMPTS[0], [1], height=128, width=128), codes)
 
 
-def test_compiled_code_serves_other_prompts_sizes_and_batches_of_that_shape(trained_pipe, with_sampler):
-    with_sampler(trained_pipe, num_draft_tokens=3)
-    plain = trained_pipe.transformer
-    expected = [codes_of(trained_pipe, prompt, [1], height=64, width=128) for prompt in PROMPTS]
-    counts = torch._dynamo.utils.counters
-    torch._dynamo.reset()
-    try:
-        trained_pipe.transformer = torch.compile(plain, fullgraph=True, backend="eager")
-        codes_of(trained_pipe, PROMPTS[0], [0])
-        cache = trained_pipe._kept_cache
-        counts.clear()
-        for prompt, codes in zip(PROMPTS, expected):
-            assert torch.equal(codes_of(trained_pipe, prompt, [1], height=64, width=128), codes)
-            assert trained_pipe._kept_cache is cache
-        codes_of(trained_pipe, PROMPTS[0], [1], height=128, width=32)
-        assert counts["stats"]["unique_graphs"] == 0
-        # Nor is what is kept mistaken for something else.
-        codes_of(trained_pipe, PROMPTS[:2], [0, 1])
-        assert trained_pipe._kept_cache is not cache
-    finally:
-        trained_pipe.transformer = plain
+def test_compiled_code_gets_the_cache_that_it_had(compiled_pipe, with_sampler, monkeypatch):
+    # CUDA graphs read and write the very memory that they were recorded with.
+    monkeypatch.setitem(decoding.COMPILED_LENGTH_STEP, "cpu", 512)
+    with_sampler(compiled_pipe, num_draft_tokens=3)
+    codes_of(compiled_pipe, PROMPTS[0], [0])
+    cache = compiled_pipe._kept_cache
+    keys = cache.layers[0].keys
+    codes = codes_of(compiled_pipe, PROMPTS[1], [1], height=64, width=128)
+    assert compiled_pipe._kept_cache is cache
+    assert cache.layers[0].keys is keys
+    # Nor is what is kept mistaken for something else.
+    codes_of(compiled_pipe, PROMPTS[:2], [0, 1])
+    assert compiled_pipe._kept_cache is not cache
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(codes_of(compiled_pipe, PROMPTS[1], [1], height=64, width=128), codes)
+
+
+def test_only_compiled_code_keeps_the_cache(trained_pipe):
     codes_of(trained_pipe, PROMPTS[0], [0])
     assert trained_pipe._kept_cache is None

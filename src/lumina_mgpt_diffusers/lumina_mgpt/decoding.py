@@ -16,12 +16,18 @@ from .unirep import ImageVocabulary
 
 
 # Lengths of cached sequences are rounded up to this: attention reads little that is unused, and its inputs seldom
-# change their shapes. Compiled code is made for a shape, so it gets fewer of them.
+# change their shapes.
 LENGTH_STEP = 64
-COMPILED_LENGTH_STEP = 512
+
+# By device type, where compiled code may be CUDA graphs, which are recorded for a length and for the very cache: both
+# get fewer lengths.
+COMPILED_LENGTH_STEP = {"cuda": 512}
 
 # By device type: a device that works through a queue has the next round in it while the host reads of the last.
 FRONTIER_LAG = {"cuda": 1}
+
+# Finished images leave the batch of the forward once they are this part of it: their cache has to be copied away from.
+FINISHED_SHARE = 0.25
 
 
 class ImageDecoder(ImageSampling):
@@ -67,21 +73,25 @@ class ImageDecoder(ImageSampling):
         self.guidance_scale = guidance_scale
         if scheduler.config.num_draft_tokens:
             self.frontier_lag = FRONTIER_LAG.get(device.type, 0)
-        sequences = [[*context, *self._prefix] for context in [*contexts, *(unconditional_contexts or [])]]
-        self.num_branches = len(sequences) // len(codes)
-        self._length_step = COMPILED_LENGTH_STEP if is_compiled(transformer) else LENGTH_STEP
+        self._sequences = [[*context, *self._prefix] for context in [*contexts, *(unconditional_contexts or [])]]
+        self.num_branches = len(self._sequences) // len(codes)
+        self._is_compiled = is_compiled(transformer)
+        self._length_step = LENGTH_STEP
+        if self._is_compiled:
+            self._length_step = COMPILED_LENGTH_STEP.get(device.type, LENGTH_STEP)
         self.cache: SlotCache | None = None
         if not self.is_finished:
-            self._prefill(sequences, kept_cache)
+            self._prefill(kept_cache)
 
-    def _prefill(self, sequences: list[list[int]], kept_cache: SlotCache | None) -> None:
+    def _prefill(self, kept_cache: SlotCache | None = None) -> None:
         """Feed everything before the first window: prompts, size tags and the codes given from the start on."""
+        sequences = self._sequences
+        self._set_images(range(len(self._stops)))
         # A window begins with the token before the first place to sample.
         starts = self._next_sampled[:, 0].tolist()
         self._first = torch.tensor(starts, device=self.device)
         self._frontier = starts
-        self._head_positions = torch.tensor([len(sequence) - 1 for sequence in sequences], device=self.device)
-        self._longest_head = int(self._head_positions.max())
+        self._longest_head = max(map(len, sequences)) - 1
 
         known = self._token_ids[self._sample.clamp(min=0)].tolist() * self.num_branches
         fed = [
@@ -116,28 +126,63 @@ class ImageDecoder(ImageSampling):
             self.cache = SlotCache(num_layers, num_slots)
         self.cache.fill_from(prompts, torch.tensor([distinct.index(beginning) for beginning in fed]))
 
+    def _set_images(self, images: Sequence[int]) -> None:
+        """Have the forward run for these images of the batch."""
+        self._images = list(images)
+        batch_size = len(self._stops)
+        rows = [branch * batch_size + image for branch in range(self.num_branches) for image in self._images]
+        heads = [len(self._sequences[row]) - 1 for row in rows]
+        self._head_positions = torch.tensor(heads, device=self.device)[:, None]
+        self._picked = torch.tensor(self._images, device=self.device) if len(self._images) < batch_size else None
+
+    def _drop_finished(self) -> None:
+        """Take the images that are finished out of the forward."""
+        kept = [row for row, image in enumerate(self._images) if self._frontier[image] < self._stops[image]]
+        num_images = len(self._images)
+        # Compiled code would have to be compiled anew for every number of images.
+        if self._is_compiled or num_images - len(kept) < FINISHED_SHARE * num_images:
+            return
+        rows = [branch * num_images + row for branch in range(self.num_branches) for row in kept]
+        cache = SlotCache(len(self.cache.layers), self.cache.max_length)
+        cache.fill_from(self.cache, torch.tensor(rows))
+        self.cache = cache
+        self._set_images([self._images[row] for row in kept])
+
+    def edit(self, codes: torch.LongTensor) -> None:
+        super().edit(codes)
+        unfinished = {image for image, (first, stop) in enumerate(zip(self._frontier, self._stops)) if first < stop}
+        if not unfinished <= set(self._images):
+            self.cache = None
+            self._prefill()
+
     def step(self) -> None:
         """Run the transformer once and make at least one more code of every unfinished image final."""
+        self._drop_finished()
         places = self.open_window()
         self.accept(places, self._code_logits(places))
 
     def _code_logits(self, places: torch.LongTensor) -> torch.Tensor:
         """Guided logits over the codebook, float32 `(batch_size, window, num_codes)`, of the places."""
         ids = self.window_ids(places)
-        window = places.shape[1]
+        batch_size, window = places.shape
+        if self._picked is not None:
+            ids, places = ids[self._picked], places[self._picked]
         most_unread = len(self._unread) * max(window, MAX_RUN + 1)
-        reach = self._longest_head + max(self._frontier) + most_unread + window
+        frontier = max(self._frontier[image] for image in self._images)
+        reach = self._longest_head + frontier + most_unread + window
         self.cache.limit(min(round_up(reach, self._length_step), self._max_length), self.device)
         logits = self.transformer(
             input_ids=ids.repeat(self.num_branches, 1),
-            position_ids=self._head_positions[:, None] + places.repeat(self.num_branches, 1),
+            position_ids=self._head_positions + places.repeat(self.num_branches, 1),
             past_key_values=self.cache,
             logits_range=self._logits_range,
         ).logits.float()
         logits = self.select_codes(logits)
-        if self.num_branches == 1:
+        if self.num_branches == 2:
+            logits = guide(*logits.chunk(2), self.guidance_scale)
+        if self._picked is None:
             return logits
-        return guide(*logits.chunk(2), self.guidance_scale)
+        return logits.new_zeros(batch_size, *logits.shape[1:]).index_copy_(0, self._picked, logits)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -21,6 +21,9 @@ class SlotLayer(StaticLayer):
             self.keys, self.values = (
                 states.transpose(1, 2).contiguous().transpose(1, 2) for states in (self.keys, self.values)
             )
+        # Compiled code serves caches of any length.
+        for states in (self.keys, self.values):
+            torch._dynamo.maybe_mark_dynamic(states, 2)
 
     def update(
         self,
