@@ -6,21 +6,25 @@ Time per code of the original's strategy, of transformers' `generate` and of thi
     python benchmarks/decode.py --shape 7b --size 768 --device cuda --modes original generate-static ours compiled int8
 
 Random weights serve for the time of a step; they say nothing of how many drafts are right, so that the modes with
-drafts are to be read by their ms per step only. With `--check` it also tests, in float32 on the tiny shape, that all
+drafts are to be read by their ms per step only. With `--max_steps` only some steps are made, in the middle of the
+image, where the KV cache has its mean length. With `--check` it also tests, in float32 on the tiny shape, that all
 modes give the same codes.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import diffusers
+import psutil
 import torch
 import torch._inductor.config
 import transformers
@@ -30,29 +34,60 @@ from strategies import Task, original, ours, transformers_generate
 
 PROMPT_LENGTH = 48
 
+NUM_DRAFTS = (1, 3, 7, 15, 31, 63)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """
+    Args:
+        sample (`Callable`): One of the strategies.
+        is_compiled (`bool`): Whether the transformer is compiled by hand before.
+        attention (`str`): Attention implementation.
+        has_int8 (`bool`): Whether the weights are quantised, in place: such a mode has to be the last.
+    """
+
+    sample: Callable[[Task], torch.Tensor]
+    is_compiled: bool = False
+    attention: str = "sdpa"
+    has_int8: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        return self.sample not in (original, transformers_generate, generate_static)
+
+
+def generate_static(task: Task) -> torch.Tensor:
+    return transformers_generate(task, static=True)
+
+
+def with_drafts(number: int) -> Callable[[Task], torch.Tensor]:
+    return functools.partial(ours, num_draft_tokens=number)
+
+
 MODES = {
-    "original": original,
-    "generate": transformers_generate,
-    "generate-static": lambda task: transformers_generate(task, static=True),
-    "ours": ours,
-    "compiled": ours,
-    "int8": ours,
-    **{f"drafts-{n}": (lambda n: lambda task: ours(task, num_draft_tokens=n))(n) for n in (1, 3, 7, 15, 31, 63)},
+    "original": Mode(original),
+    "generate": Mode(transformers_generate),
+    "generate-static": Mode(generate_static),
+    "ours": Mode(ours),
+    **{f"drafts-{number}": Mode(with_drafts(number)) for number in NUM_DRAFTS},
+    "compiled": Mode(ours, is_compiled=True),
+    **{f"compiled-drafts-{number}": Mode(with_drafts(number), is_compiled=True) for number in NUM_DRAFTS},
+    "flex": Mode(ours, is_compiled=True, attention="flex_attention"),
+    "int8": Mode(ours, is_compiled=True, has_int8=True),
 }
 
 
 class Clock:
     """
-    Times the steps of a run and, where it can, how much of them the transformer's forward takes.
-
-    That needs hooks, which a compiled forward cannot have, and on a GPU would have to wait for it.
+    Times the steps of a run and, where it has hooks, how much of them the transformer's forward takes.
     """
 
     def __init__(self, transformer: torch.nn.Module, device: torch.device, with_hooks: bool) -> None:
         self.device = device
         self.ticks: list[float] = []
         self.forward_seconds = 0.0
-        self.forwards = 0
+        self._end: float | None = None
         self._hooks = []
         if with_hooks:
             self._hooks.append(transformer.register_forward_pre_hook(self._before))
@@ -63,21 +98,62 @@ class Clock:
 
     def _after(self, *args) -> None:
         self.forward_seconds += time.perf_counter() - self._start
-        self.forwards += 1
 
     def tick(self) -> None:
         if not self.ticks:
             # The prompt is not counted.
             synchronize(self.device)
-            self.forward_seconds, self.forwards = 0.0, 0
+            self.forward_seconds = 0.0
         self.ticks.append(time.perf_counter())
 
+    def time(self, function: Callable[[], object], number: int = 20) -> float:
+        """End the run, then take the mean seconds of a call."""
+        self.end()
+        for _ in range(number):
+            function()
+        synchronize(self.device)
+        return (time.perf_counter() - self._end) / number
+
+    def end(self) -> None:
+        if self._end is None:
+            synchronize(self.device)
+            self._end = time.perf_counter()
+
     def close(self) -> None:
+        self.end()
         for hook in self._hooks:
             hook.remove()
 
+    @property
+    def seconds(self) -> float:
+        return self._end - self.ticks[0]
 
-def run(mode: str, task: Task, repeats: int, bandwidth: float) -> dict:
+    @property
+    def step_seconds(self) -> float:
+        """Of one step. The host may run ahead of a GPU, so that only the whole is a measure there."""
+        if self.device.type == "cuda":
+            return self.seconds / (len(self.ticks) - 1)
+        return statistics.median(after - before for before, after in zip(self.ticks, self.ticks[1:]))
+
+
+def prepare(transformer: torch.nn.Module, mode: Mode, device: torch.device) -> None:
+    """Bring the transformer into the state that a mode runs in."""
+    if mode.has_int8:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        # As transformers does, without the head.
+        quantize_(transformer.model.layers, Int8WeightOnlyConfig())
+    transformer.set_attn_implementation(mode.attention)
+    # Compiled code stays with torch, so that compiling again costs nothing.
+    transformer._compiled_call_impl = None
+    if mode.is_compiled:
+        # CUDA graphs spare the host; on a CPU, freezing lays the weights out as its matrix products read them.
+        torch._inductor.config.freezing = device.type == "cpu"
+        options = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
+        transformer.compile(fullgraph=True, **options)
+
+
+def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
     """
     Time one mode.
 
@@ -85,57 +161,54 @@ def run(mode: str, task: Task, repeats: int, bandwidth: float) -> dict:
         `dict`: Of the fastest of `repeats` runs the median time of a step, and what follows from it.
         `seconds_per_image` is that of a whole image at one step per code, also if `task.max_steps` cut the run short.
     """
-    transformer, device = task.transformer, task.device
-    if mode == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-        # In place: it has to be the last of the modes.
-        quantize_(transformer, Int8WeightOnlyConfig())
-    is_compiled = mode in ("compiled", "int8") or (mode.startswith("drafts") and device.type == "cuda")
-    if is_compiled:
-        torch._dynamo.reset()
-        # CUDA graphs spare the host; on a CPU, freezing lays the weights out as its matrix products read them.
-        torch._inductor.config.freezing = device.type == "cpu"
-        options = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
-        transformer.compile(fullgraph=True, **options)
+    transformer, device, mode = task.transformer, task.device, MODES[name]
+    if task.max_steps:
+        task = replace(task, num_given_rows=task.rows // 2)
+    prepare(transformer, mode, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    warms_up = is_compiled or mode == "generate-static"
-    has_hooks = device.type == "cpu" and not warms_up
-    best = None
-    for _ in range(repeats + int(warms_up)):
-        clock = Clock(transformer, device, with_hooks=has_hooks)
+    is_compiled = mode.is_compiled or name == "generate-static"
+    warm_up_seconds = None
+    if is_compiled:
         start = time.perf_counter()
-        MODES[mode](replace(task, on_step=clock.tick))
-        synchronize(device)
-        end = time.perf_counter()
+        # Past the end of a row, which is a window of its own.
+        mode.sample(replace(task, max_steps=task.columns + 2))
+        if not task.max_steps and device.type == "cuda":
+            # Every length of the cache has its CUDA graph.
+            mode.sample(task)
+        warm_up_seconds = time.perf_counter() - start
+    # A compiled forward has no hooks, and on a GPU they would have to wait for it.
+    has_hooks = device.type == "cpu" and not is_compiled
+    forward_seconds = []
+    best = None
+    for _ in range(repeats):
+        clock = Clock(transformer, device, with_hooks=has_hooks)
+        on_end = (lambda repeat: None) if has_hooks else (lambda repeat: forward_seconds.append(clock.time(repeat)))
+        mode.sample(replace(task, on_step=clock.tick, on_end=on_end))
         clock.close()
-        steps = [after - before for before, after in zip(clock.ticks, clock.ticks[1:])]
-        # The host may run ahead of a GPU, so that only the whole is a measure of a step.
-        step = statistics.median(steps) if device.type == "cpu" else (end - clock.ticks[0]) / len(steps)
-        result = {
-            "mode": mode,
-            "seconds": end - start,
-            "ms_per_step": 1e3 * step,
-            "steps": len(steps),
-            "forwards_per_step": clock.forwards / len(steps) if has_hooks else None,
-            "outside_forward": 1 - clock.forward_seconds / (end - clock.ticks[0]) if has_hooks else None,
-        }
-        if best is None or result["seconds"] < best["seconds"]:
+        result = {"mode": name, "ms_per_step": 1e3 * clock.step_seconds, "steps": len(clock.ticks) - 1}
+        if has_hooks:
+            result["outside_forward"] = 1 - clock.forward_seconds / clock.seconds
+        elif task.max_steps and mode.is_ours:
+            # Of a whole image the last forward is longer than most.
+            result["outside_forward"] = 1 - forward_seconds[-1] / clock.step_seconds
+        if best is None or result["ms_per_step"] < best["ms_per_step"]:
             best = result
+    num_codes, num_tokens = task.rows * task.columns, task.rows * (task.columns + 1) - 1
     # `generate` makes a step of its own for every row end.
-    num_steps = task.num_tokens if mode.startswith(("original", "generate")) else task.num_codes
+    num_steps = num_codes if mode.is_ours else num_tokens
     best["seconds_per_image"] = best["ms_per_step"] / 1e3 * num_steps / task.batch_size
-    best["codes_per_second"] = task.num_codes / best["seconds_per_image"]
+    best["codes_per_second"] = num_codes / best["seconds_per_image"]
     rows = task.batch_size * (2 if task.guidance_scale != 1.0 else 1)
-    length = PROMPT_LENGTH + min(task.num_tokens, task.max_steps or task.num_tokens) // 2
-    weights = weight_bytes(transformer) * (1 / 2 if mode == "int8" else 1)
-    moved = weights + cache_bytes(transformer, length, rows)
+    moved = weight_bytes(transformer) + cache_bytes(transformer, PROMPT_LENGTH + num_tokens // 2, rows)
     best["bandwidth_fraction"] = moved / (best["ms_per_step"] / 1e3) / bandwidth
+    best["weights_gib"] = weight_bytes(transformer) / 2**30
+    if warm_up_seconds is not None:
+        best["warm_up_seconds"] = warm_up_seconds
     if device.type == "cuda":
         best["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    if is_compiled:
-        transformer._compiled_call_impl = None
+    else:
+        best["resident_gib"] = psutil.Process().memory_info().rss / 2**30
     return best
 
 
@@ -146,23 +219,30 @@ def describe(result: dict, baseline: dict) -> str:
         f" {baseline['seconds_per_image'] / result['seconds_per_image']:5.2f}x {baseline['mode']} "
         f" {result['bandwidth_fraction']:4.0%} of bandwidth"
     )
-    if result["outside_forward"] is not None:
+    if "outside_forward" in result:
         line += f", {result['outside_forward']:.1%} outside the forward"
-    if "peak_gib" in result:
-        line += f", peak {result['peak_gib']:.1f} GiB"
+    for key, words in (("peak_gib", "peak"), ("resident_gib", "resident")):
+        if key in result:
+            line += f", {words} {result[key]:.1f} GiB"
+    if "warm_up_seconds" in result:
+        line += f", {result['warm_up_seconds']:.0f} s to compile"
     return line
 
 
 def check_modes_agree(device: torch.device) -> None:
     """In float32 every mode has to give the same codes, else one of them is fast because it does less."""
     task = Task(build_transformer("tiny", device, torch.float32), device, list(range(9000, 9030)), rows=6, columns=6)
-    sampled = ours(task)
-    for mode in ("generate", "drafts-7", "drafts-31"):
-        if not torch.equal(MODES[mode](task), sampled):
-            raise SystemExit(f"{mode} and ours sample different codes.")
-    greedy = replace(task, top_k=1)
-    if not torch.equal(original(greedy), ours(greedy)):
-        raise SystemExit("original and ours choose different codes.")
+    for task in (task, replace(task, num_given_rows=3)):
+        sampled = ours(task)
+        for name in ("generate", "compiled", "drafts-7", "drafts-31"):
+            prepare(task.transformer, MODES[name], device)
+            if not torch.equal(MODES[name].sample(task), sampled):
+                raise SystemExit(f"{name} and ours sample different codes.")
+        prepare(task.transformer, MODES["ours"], device)
+        greedy = replace(task, top_k=1)
+        if not torch.equal(original(greedy), ours(greedy)):
+            raise SystemExit("original and ours choose different codes.")
+    torch._dynamo.reset()
     print("All modes agree in float32.")
 
 

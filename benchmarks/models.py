@@ -82,9 +82,17 @@ def build_transformer(shape: str, device: torch.device, dtype: torch.dtype, seed
 def weight_bytes(transformer: LuminaMGPTTransformer) -> int:
     """Bytes that one forward reads: all weights but the embedding, and of the head only the rows of the codes."""
     config = transformer.config
-    layers = sum(parameter.numel() * parameter.element_size() for parameter in transformer.model.layers.parameters())
+    layers = sum(map(tensor_bytes, transformer.model.layers.parameters()))
     head = VOCABULARY.num_codes * config.hidden_size * transformer.lm_head.weight.element_size()
     return layers + head
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the values; of a quantised tensor those of its parts."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.nbytes
 
 
 def cache_bytes(transformer: LuminaMGPTTransformer, length: int, rows: int) -> int:

@@ -16,9 +16,11 @@ from models import VOCABULARY
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
 from transformers.cache_utils import DynamicCache
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler, LuminaMGPTTransformer
-from lumina_mgpt_diffusers.lumina_mgpt.decoding import ImageDecoder
+from lumina_mgpt_diffusers.lumina_mgpt.decoding import ImageDecoder, is_compiled
+from lumina_mgpt_diffusers.lumina_mgpt.kv_cache import SlotCache
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
 
 
@@ -27,7 +29,8 @@ class Task:
     """
     What to sample: `batch_size` images of `rows x columns` codes after a prompt of `context` tokens.
 
-    With `max_steps` only the first so many steps are made, enough to time one.
+    The first `num_given_rows` rows of codes are given, so that a run can begin in the middle of an image. With
+    `max_steps` only the first so many steps are made, enough to time one.
     """
 
     transformer: LuminaMGPTTransformer
@@ -40,33 +43,55 @@ class Task:
     top_k: int = 2000
     batch_size: int = 1
     seed: int = 0
+    num_given_rows: int = 0
     max_steps: int | None = None
     vocabulary: ImageVocabulary = VOCABULARY
     on_step: Callable[[], None] = field(default=lambda: None)
-
-    @property
-    def prefix(self) -> list[int]:
-        return self.vocabulary.prefix(16 * self.rows, 16 * self.columns)
+    on_end: Callable[[Callable[[], object]], None] = field(default=lambda repeat_last_forward: None)
+    """Gets a function that repeats the last forward of this project's decoder."""
+    kept_caches: list[SlotCache] = field(default_factory=list)
+    """The cache of the last compiled run, which CUDA graphs were recorded with. The same list in all copies."""
 
     @property
     def num_codes(self) -> int:
-        return self.rows * self.columns
+        """Codes to sample for each image."""
+        return (self.rows - self.num_given_rows) * self.columns
 
     @property
     def num_tokens(self) -> int:
         """Tokens to generate one by one: the codes and the row ends between them."""
-        return self.rows * (self.columns + 1) - 1
+        return (self.rows - self.num_given_rows) * (self.columns + 1) - 1
+
+    @property
+    def image_start(self) -> list[int]:
+        """Token ids of the image up to the first code to sample."""
+        prefix = self.vocabulary.prefix(16 * self.rows, 16 * self.columns)
+        given = self.latents()[0, : self.num_given_rows]
+        ids = torch.nn.functional.pad(self.vocabulary.code_ids[given], (0, 1), value=self.vocabulary.row_end_id)
+        return [*prefix, *ids.flatten().tolist()]
+
+    def latents(self) -> torch.LongTensor:
+        """The codes to start from, `(batch_size, rows, columns)`, -1 where one is to be sampled."""
+        codes = torch.full((self.batch_size, self.rows, self.columns), -1)
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.num_given_rows, self.columns)
+        codes[:, : self.num_given_rows] = torch.randint(self.vocabulary.num_codes, shape, generator=generator)
+        return codes
 
     def noise(self) -> torch.Tensor:
+        """The noise of the codes to sample."""
         generator = torch.Generator().manual_seed(self.seed)
-        return LuminaMGPTScheduler.draw_noise((self.num_codes, self.vocabulary.num_codes), generator, self.device)
+        shape = (self.rows * self.columns, self.vocabulary.num_codes)
+        return LuminaMGPTScheduler.draw_noise(shape, generator, self.device)[-self.num_codes :]
 
     def codes(self, token_ids: torch.Tensor) -> torch.Tensor | None:
-        """Codes `(1, rows, columns)` of the generated token ids, None if they are not a whole image."""
+        """Codes `(1, rows, columns)` of an image whose generated token ids these are, None if it is not whole."""
         if len(token_ids) < self.num_tokens:
             return None
-        grid = torch.cat([token_ids, token_ids.new_zeros(1)]).view(self.rows, self.columns + 1)[:, :-1]
-        return (grid - self.vocabulary.code_ids[0].item())[None].cpu()
+        grid = torch.cat([token_ids, token_ids.new_zeros(1)]).view(-1, self.columns + 1)[:, :-1].cpu()
+        codes = self.latents()[:1]
+        codes[0, self.num_given_rows :] = grid - self.vocabulary.code_ids[0]
+        return codes
 
 
 def full_mask(allowed: torch.Tensor, task: Task) -> torch.Tensor:
@@ -94,9 +119,9 @@ class Grammar(LogitsProcessor):
 class SecondForwardGuidance(LogitsProcessor):
     """Runs the unconditional branch by itself, with a growing cache of its own."""
 
-    def __init__(self, task: Task, prompt_length: int) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
-        self.start = prompt_length - len(task.prefix)
+        self.start = len(task.context)
         self.cache = DynamicCache()
         self.fed = 0
 
@@ -131,10 +156,10 @@ def generation_config(task: Task, **kwargs) -> GenerationConfig:
 
 def original(task: Task) -> torch.Tensor:
     """Two forwards per token, each with its growing cache; processors and a multinomial over the full vocabulary."""
-    ids = torch.tensor([task.context + task.prefix], device=task.device)
+    ids = torch.tensor([task.context + task.image_start], device=task.device)
     processors = LogitsProcessorList([Grammar(task, ids.shape[1])])
     if task.guidance_scale != 1.0:
-        processors.insert(0, SecondForwardGuidance(task, ids.shape[1]))
+        processors.insert(0, SecondForwardGuidance(task))
     if task.top_k:
         processors.append(TopKLogitsWarper(task.top_k))
     if task.temperature not in (0, 1.0):
@@ -181,10 +206,9 @@ class AddNoise(LogitsProcessor):
 
 def transformers_generate(task: Task, static: bool = False) -> torch.Tensor:
     """transformers' `generate` with the branches in one batch; optionally with its static cache and compilation."""
-    conditional = task.context + task.prefix
-    rows = [conditional]
+    rows = [task.context + task.image_start]
     if task.guidance_scale != 1.0:
-        rows.append([1] * len(task.context) + task.prefix)
+        rows.append([1] * len(task.context) + task.image_start)
     ids = torch.tensor(rows, device=task.device)
     mask = torch.ones_like(ids)
     mask[1:, : len(task.context)] = 0
@@ -210,6 +234,21 @@ def transformers_generate(task: Task, static: bool = False) -> torch.Tensor:
     return task.codes(output[0, ids.shape[1] :])
 
 
+class LastCall:
+    """Calls a transformer and remembers with what."""
+
+    def __init__(self, transformer: LuminaMGPTTransformer) -> None:
+        self.transformer = transformer
+        self.arguments: dict | None = None
+
+    def __call__(self, **kwargs) -> CausalLMOutputWithPast:
+        self.arguments = kwargs
+        return self.transformer(**kwargs)
+
+    def repeat(self) -> CausalLMOutputWithPast:
+        return self.transformer(**self.arguments)
+
+
 @torch.no_grad()
 def ours(task: Task, num_draft_tokens: int = 0, draft_init: str = "logits") -> torch.Tensor:
     """This project's decoder."""
@@ -221,17 +260,23 @@ def ours(task: Task, num_draft_tokens: int = 0, draft_init: str = "logits") -> t
         task.vocabulary,
         [task.context] * task.batch_size,
         unconditional,
-        torch.full((task.batch_size, task.rows, task.columns), -1),
+        task.latents(),
         [torch.Generator().manual_seed(task.seed + index) for index in range(task.batch_size)],
         device=task.device,
         guidance_scale=task.guidance_scale,
         temperature=task.temperature,
         top_k=task.top_k,
+        kept_cache=task.kept_caches.pop() if task.kept_caches else None,
     )
+    if is_compiled(task.transformer):
+        task.kept_caches.append(decoder.cache)
+    last_call = decoder.transformer = LastCall(task.transformer)
     task.on_step()
     steps = 0
     while not decoder.is_finished and steps != task.max_steps:
         decoder.step()
         task.on_step()
         steps += 1
-    return decoder.codes.cpu()
+    codes = decoder.codes.cpu()
+    task.on_end(last_call.repeat)
+    return codes

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch._inductor.config
 from conftest import CHECKPOINT, load_pipeline
 from reference import generate, load_stock, make_34b_like
 
@@ -312,7 +313,14 @@ def test_compiled_code_gets_the_cache_that_it_had(compiled_pipe, with_sampler, m
     codes = codes_of(compiled_pipe, PROMPTS[1], [1], height=64, width=128)
     assert compiled_pipe._kept_cache is cache
     assert cache.layers[0].keys is keys
-    # Nor is what is kept mistaken for something else.
+    # Two calls at once do not share it,
+    stream = compiled_pipe.stream(PROMPTS[1], height=64, width=128, output_type="latent",
+                                  generator=torch.Generator().manual_seed(1))  # fmt: skip
+    next(stream)
+    codes_of(compiled_pipe, PROMPTS[0], [0])
+    *_, last = stream
+    assert torch.equal(last.codes, codes)
+    # nor is it mistaken for one of another batch.
     codes_of(compiled_pipe, PROMPTS[:2], [0, 1])
     assert compiled_pipe._kept_cache is not cache
     with torch.compiler.set_stance("force_eager"):
@@ -322,3 +330,19 @@ def test_compiled_code_gets_the_cache_that_it_had(compiled_pipe, with_sampler, m
 def test_only_compiled_code_keeps_the_cache(trained_pipe):
     codes_of(trained_pipe, PROMPTS[0], [0])
     assert trained_pipe._kept_cache is None
+
+
+@pytest.mark.slow
+def test_frozen_weights_do_not_freeze_the_cache(trained_pipe, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config, "freezing", True)
+    seeds = [0]
+    expected = [codes_of(trained_pipe, prompt, seeds, height=64, width=64) for prompt in PROMPTS[:2]]
+    torch._dynamo.reset()
+    plain = trained_pipe.transformer
+    try:
+        trained_pipe.transformer = torch.compile(plain, fullgraph=True)
+        for prompt, codes in zip(PROMPTS, expected):
+            trained_pipe._kept_cache = None
+            assert torch.equal(codes_of(trained_pipe, prompt, seeds, height=64, width=64), codes)
+    finally:
+        trained_pipe.transformer = plain

@@ -50,7 +50,7 @@ class ImageDecoder(ImageSampling):
         device (`torch.device`): Where the transformer runs.
         guidance_scale (`float`), temperature (`float`), top_k (`int`): Sampler settings, see [`LuminaMGPTScheduler`].
         kept_cache ([`SlotCache`], *optional*):
-            The `cache` of an earlier decoder, which is used again if it fits.
+            The `cache` of an earlier decoder, which is used again if it fits and else emptied.
     """
 
     def __init__(
@@ -123,6 +123,8 @@ class ImageDecoder(ImageSampling):
         if kept_cache is not None and kept_cache.can_hold(prompts, len(fed), num_slots):
             self.cache = kept_cache
         else:
+            if kept_cache is not None:
+                kept_cache.free()
             self.cache = SlotCache(num_layers, num_slots)
         self.cache.fill_from(prompts, torch.tensor([distinct.index(beginning) for beginning in fed]))
 

@@ -21,6 +21,10 @@ class SlotLayer(StaticLayer):
             self.keys, self.values = (
                 states.transpose(1, 2).contiguous().transpose(1, 2) for states in (self.keys, self.values)
             )
+        if self.device.type != "cuda":
+            # The superclass marks them as static, which CUDA graphs need. Where weights are frozen into compiled code,
+            # that would make constants of them, and a later cache would be ignored.
+            self.keys, self.values = self.keys.detach(), self.values.detach()
         # Compiled code serves caches of any length.
         for states in (self.keys, self.values):
             torch._dynamo.maybe_mark_dynamic(states, 2)
@@ -159,6 +163,11 @@ class SlotCache(Cache):
             layer.keys[0] = old.keys[row, :, :length]
             layer.values[0] = old.values[row, :, :length]
         return cache
+
+    def free(self) -> None:
+        """Give back the memory. The cache is of no further use."""
+        for layer in self.layers:
+            layer.keys = layer.values = None
 
     @property
     def num_bytes(self) -> int:

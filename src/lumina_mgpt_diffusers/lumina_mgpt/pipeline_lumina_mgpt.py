@@ -9,8 +9,7 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging, replace_example_docstring
 
-from .decoding import ImageDecoder, is_compiled
-from .kv_cache import SlotCache
+from .decoding import ImageDecoder
 from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, warn_once
 from .pipeline_output import LuminaMGPTPipelineOutput
 from .prompts import encode_conversation, text_to_image_prompt, unpad
@@ -63,7 +62,6 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
     """
 
     _callback_tensor_inputs = ["latents"]
-    _kept_cache: SlotCache | None = None
 
     def encode_prompt(
         self,
@@ -451,10 +449,8 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             guidance_scale=guidance_scale,
             temperature=temperature,
             top_k=top_k,
-            kept_cache=self._kept_cache,
+            kept_cache=self._take_kept_cache(),
         )
-        # Recorded CUDA graphs read and write the very buffers they were recorded with.
-        self._kept_cache = decoder.cache if is_compiled(self.transformer) else None
         return self._sample_codes(
             decoder, callback_on_step_end, callback_on_step_end_tensor_inputs, output_type, every
         )

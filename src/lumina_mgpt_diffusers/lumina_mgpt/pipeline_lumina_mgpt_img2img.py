@@ -354,6 +354,7 @@ class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             guidance_scale=self._guidance_scale,
             temperature=temperature,
             top_k=top_k,
+            kept_cache=self._take_kept_cache(),
         )
         (result,) = self._sample_codes(decoder, callback, callback_tensor_inputs, "latent", every=None)
         return result.codes

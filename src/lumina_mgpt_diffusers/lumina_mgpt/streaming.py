@@ -11,7 +11,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from .decoding import ImageDecoder
+from .decoding import ImageDecoder, is_compiled
+from .kv_cache import SlotCache
 
 
 if TYPE_CHECKING:
@@ -57,6 +58,16 @@ class LuminaMGPTStreamOutput:
 class SamplingLoopMixin:
     """Gives a pipeline the loop that runs an [`ImageDecoder`] to its end."""
 
+    _kept_cache: SlotCache | None = None
+
+    def _take_kept_cache(self) -> SlotCache | None:
+        """
+        The KV cache that the last images were sampled with, if the code is compiled: recorded CUDA graphs read and
+        write the very buffers they were recorded with. Whoever takes it has it alone until [`_sample_codes`] ends.
+        """
+        cache, self._kept_cache = self._kept_cache, None
+        return cache
+
     @torch.no_grad()
     def _sample_codes(
         self,
@@ -68,6 +79,7 @@ class SamplingLoopMixin:
     ) -> Iterator[LuminaMGPTStreamOutput]:
         """Yield after every so many rows, if `every` is not None, and once at the end."""
         num_rows = decoder.num_final // decoder.columns
+        kept_cache = decoder.cache if is_compiled(self.transformer) else None
         try:
             with self.progress_bar(total=decoder.num_codes) as progress_bar:
                 progress_bar.update(decoder.num_final)
@@ -90,4 +102,5 @@ class SamplingLoopMixin:
             del decoder  # and its KV cache, before the VQ model needs memory
             yield LuminaMGPTStreamOutput(codes, num_rows, self, output_type)
         finally:
+            self._kept_cache = kept_cache
             self.maybe_free_model_hooks()
