@@ -107,12 +107,14 @@ class Clock:
         self.ticks.append(time.perf_counter())
 
     def time(self, function: Callable[[], object], number: int = 20) -> float:
-        """End the run, then take the mean seconds of a call."""
+        """End the run, then take the seconds of a call as those of a step."""
         self.end()
+        ticks = [self._end]
         for _ in range(number):
             function()
+            ticks.append(time.perf_counter())
         synchronize(self.device)
-        return (time.perf_counter() - self._end) / number
+        return self._typical(ticks, time.perf_counter())
 
     def end(self) -> None:
         if self._end is None:
@@ -130,10 +132,13 @@ class Clock:
 
     @property
     def step_seconds(self) -> float:
-        """Of one step. The host may run ahead of a GPU, so that only the whole is a measure there."""
+        return self._typical(self.ticks, self._end)
+
+    def _typical(self, ticks: list[float], end: float) -> float:
+        """The seconds from a tick to the next. The host may run ahead of a GPU: there only the whole is a measure."""
         if self.device.type == "cuda":
-            return self.seconds / (len(self.ticks) - 1)
-        return statistics.median(after - before for before, after in zip(self.ticks, self.ticks[1:]))
+            return (end - ticks[0]) / (len(ticks) - 1)
+        return statistics.median(after - before for before, after in zip(ticks, ticks[1:]))
 
 
 def prepare(transformer: torch.nn.Module, mode: Mode, device: torch.device) -> None:
@@ -143,6 +148,9 @@ def prepare(transformer: torch.nn.Module, mode: Mode, device: torch.device) -> N
 
         # As transformers does, without the head.
         quantize_(transformer.model.layers, Int8WeightOnlyConfig())
+    if mode.has_int8 or mode.attention != "sdpa":
+        # Else it would be compiled for any batch size, if others ran before, and not be compared with its like.
+        torch._dynamo.reset()
     transformer.set_attn_implementation(mode.attention)
     # Compiled code stays with torch, so that compiling again costs nothing.
     transformer._compiled_call_impl = None
@@ -249,6 +257,7 @@ def check_modes_agree(device: torch.device) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="340m")
+    parser.add_argument("--num_layers", type=int, help="fewer layers than the shape has, to save memory and time")
     parser.add_argument("--size", type=int, nargs="+", default=[256], help="height and width, or one for both, in px")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -265,7 +274,7 @@ def main() -> None:
     if args.check:
         check_modes_agree(device)
     bandwidth = measure_bandwidth(device, dtype)
-    transformer = build_transformer(args.shape, device, dtype)
+    transformer = build_transformer(args.shape, device, dtype, num_layers=args.num_layers)
     height, width = args.size * 2 if len(args.size) == 1 else args.size
     task = Task(
         transformer,

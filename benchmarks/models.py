@@ -53,15 +53,19 @@ PIPELINE_VQ_CONFIG = {
 }
 
 
-def shape_config(shape: str) -> ChameleonConfig:
+def shape_config(shape: str, num_layers: int | None = None) -> ChameleonConfig:
+    """The configuration of one of the `SHAPES`, with only its first `num_layers` layers if given."""
     values = {"num_key_value_heads": SHAPES[shape]["num_attention_heads"], **SHAPES[shape]}
+    values["num_hidden_layers"] = num_layers or values["num_hidden_layers"]
     small_vq = {"base_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1], "num_embeddings": 8}
     return ChameleonConfig(vocab_size=VOCABULARY_SIZE, vocabulary_map={}, vq_config=small_vq, **values)
 
 
-def build_transformer(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LuminaMGPTTransformer:
+def build_transformer(
+    shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0, num_layers: int | None = None
+) -> LuminaMGPTTransformer:
     """A transformer of one of the `SHAPES`, allocated on `device` in `dtype` from the start."""
-    config = shape_config(shape)
+    config = shape_config(shape, num_layers)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

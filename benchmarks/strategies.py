@@ -246,7 +246,8 @@ class LastCall:
         return self.transformer(**kwargs)
 
     def repeat(self) -> CausalLMOutputWithPast:
-        return self.transformer(**self.arguments)
+        # The cache still holds these positions: as an input of its own they need no other compiled code.
+        return self.transformer(**{**self.arguments, "position_ids": self.arguments["position_ids"].clone()})
 
 
 @torch.no_grad()

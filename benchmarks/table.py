@@ -3,10 +3,11 @@
 The whole table of speeds on one device, within a time limit: modes, windows, batches and sizes.
 
     python benchmarks/table.py --output h200.json
+    python benchmarks/table.py --shape 340m --size 256 --sizes 256 512 768 1024 --minutes 40 --output cpu.json
     python benchmarks/table.py --shape tiny --size 96 --sizes 64 96 --batches 1 2 --device cpu --output rehearsal.json
 
-Jobs run in the order of their importance, each on the first `--max_steps` steps only but for the main one. What does
-not fit into `--minutes` is left out and said. The file is written anew after every job.
+Jobs run in the order of their importance, but for one whole image on `--max_steps` steps in the middle of an image.
+What fails or does not fit into `--minutes` is left out and said. The file is written anew after every job.
 """
 
 from __future__ import annotations
@@ -21,29 +22,28 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from decode import PROMPT_LENGTH, check_modes_agree, describe, run
+from decode import MODES, PROMPT_LENGTH, check_modes_agree, describe, run
 from models import SHAPES, build_transformer, measure_bandwidth
 from strategies import Task
 
 
 def make_jobs(args: argparse.Namespace) -> list[tuple[str, dict]]:
-    """Pairs of a mode and what is different about its task."""
-    size, short = args.size, {"max_steps": args.max_steps}
-    jobs = [
+    """Pairs of a mode and what is different about its task. Those that share compiled code follow one another."""
+    short = {"max_steps": args.max_steps}
+    return [
         ("original", short),
+        ("generate", short),
         ("generate-static", short),
         ("ours", short),
+        ("compiled", short),
         ("compiled", {}),
-        ("drafts-31", short),
-        ("compiled", {"batch_size": 12, **short}),
-        *(("compiled", {"size": other, **short}) for other in args.sizes if other != size),
-        *(("ours", {"batch_size": number, **short}) for number in args.batches if number > 1),
-        ("drafts-7", short),
-        ("drafts-15", short),
-        ("drafts-63", short),
+        *((f"compiled-drafts-{number}", short) for number in (31, 7, 15, 63)),
+        *(("compiled", {"size": size, **short}) for size in args.sizes if size != args.size),
+        *(("compiled", {"batch_size": number, **short}) for number in sorted({*args.batches, 12}) if number > 1),
         ("int8", short),
+        # On a CPU, torch cannot compile it for our windows.
+        *([("flex", short)] if torch.device(args.device).type == "cuda" else []),
     ]
-    return jobs
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--max_steps", type=int, default=96)
+    parser.add_argument("--max_steps", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
@@ -63,7 +63,6 @@ def main() -> None:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     check_modes_agree(device)
     bandwidth = measure_bandwidth(device, dtype)
-    transformer = build_transformer(args.shape, device, dtype)
     record = {
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, diffusers)},
@@ -72,22 +71,32 @@ def main() -> None:
         "results": [],
     }
     print(f"{record['hardware']}, {record['versions']}, bandwidth {bandwidth / 1e9:.0f} GB/s", flush=True)
-    task = Task(transformer, device, list(range(9000, 9000 + PROMPT_LENGTH)), args.size // 16, args.size // 16)
+    transformer = None
     for mode, changes in make_jobs(args):
         label = f"{mode} {changes}"
         if time.monotonic() > deadline:
             print(f"left out for lack of time: {label}", flush=True)
             continue
+        if transformer is None:
+            torch._dynamo.reset()
+            transformer = build_transformer(args.shape, device, dtype)
+            side = args.size // 16
+            task = Task(transformer, device, list(range(9000, 9000 + PROMPT_LENGTH)), side, side)
         changes = dict(changes)
-        side = changes.pop("size", args.size) // 16
+        size = changes.pop("size", args.size)
+        changes |= {"rows": size // 16, "columns": size // 16}
         try:
-            result = run(mode, replace(task, rows=side, columns=side, **changes), repeats=1, bandwidth=bandwidth)
-        except (torch.OutOfMemoryError, ImportError) as error:
-            print(f"not run: {label}: {str(error).splitlines()[0]}", flush=True)
+            result = run(mode, replace(task, **changes), repeats=1, bandwidth=bandwidth)
+        except Exception as error:  # so that no job costs the others their results
+            print(f"not run: {label}: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
             continue
-        result |= {"size": 16 * side, "batch_size": changes.get("batch_size", 1)}
+        finally:
+            if MODES[mode].has_int8:
+                transformer = task = None
+        whole = "" if "max_steps" in changes else ", whole image"
+        result |= {"size": size, "batch_size": changes.get("batch_size", 1), "is_whole": bool(whole)}
         record["results"].append(result)
-        print(f"{16 * side:5} px x{result['batch_size']:<3}", describe(result, record["results"][0]), flush=True)
+        print(f"{size:5} px x{result['batch_size']:<3}", describe(result, record["results"][0]) + whole, flush=True)
         partial = args.output.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=2) + "\n")
         os.replace(partial, args.output)
