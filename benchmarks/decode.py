@@ -28,7 +28,15 @@ import psutil
 import torch
 import torch._inductor.config
 import transformers
-from models import SHAPES, build_transformer, cache_bytes, measure_bandwidth, synchronize, weight_bytes
+from models import (
+    SHAPES,
+    build_transformer,
+    cache_bytes,
+    describe_hardware,
+    measure_bandwidth,
+    synchronize,
+    weight_bytes,
+)
 from strategies import Task, original, ours, transformers_generate
 
 
@@ -286,8 +294,7 @@ def main() -> None:
         batch_size=args.batch_size,
         max_steps=args.max_steps,
     )
-    is_cuda = device.type == "cuda"
-    hardware = torch.cuda.get_device_name(device) if is_cuda else f"CPU, {torch.get_num_threads()} threads"
+    hardware = describe_hardware(device)
     versions = {module.__name__: module.__version__ for module in (torch, transformers, diffusers)}
     gibibytes = weight_bytes(transformer) / 2**30
     print(f"{hardware} ({platform.machine()}), {versions}")

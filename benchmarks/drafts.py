@@ -10,6 +10,7 @@ Beside the scheduler's own values of `draft_init` it knows rules that were tried
 guesses from the codes around a place without its noise (`left`, `majority`, `paeth`, `above-left`, `above-right`,
 `pairs`), with it (`unigram`, `bigram`) from how often codes were seen in the image so far, and other weights of the
 logits above against those beside (`logits-…`). Every run is checked to give the codes of plain autoregression.
+All rules sample the same images, so those after the first are compared with the first image by image.
 """
 
 from __future__ import annotations
@@ -223,15 +224,28 @@ def measure(args: argparse.Namespace) -> None:
             print(f"\nCFG {guidance_scale:g}, top-k {top_k or 'none'}, {args.images} images", flush=True)
             print("| first guess | " + " | ".join(f"L = {number}" for number in args.num_drafts) + " |")
             print("|---" * (len(args.num_drafts) + 1) + "|")
+            first_rule: dict[int, list[float]] = {}
             for rule in args.rules:
                 cells = []
                 for num_drafts in args.num_drafts:
                     codes, forwards = sample(transformer, rule, num_drafts, **settings)
                     if not torch.equal(codes, expected):
                         raise SystemExit(f"{rule} with {num_drafts} drafts gives other codes than no drafts.")
-                    error = statistics.stdev(forwards) / math.sqrt(len(forwards))
-                    cells.append(f"{statistics.mean(forwards):.3f} ± {error:.3f}")
+                    cells.append(describe(forwards, first_rule.setdefault(num_drafts, forwards)))
                 print(f"| {rule} | " + " | ".join(cells) + " |", flush=True)
+
+
+def describe(forwards: list[float], others: list[float]) -> str:
+    """Mean and its standard error; beside other forwards for the same images, mean and mean difference to these."""
+    mean = f"{statistics.mean(forwards):.3f}"
+    if forwards is others:
+        return f"{mean} ± {standard_error(forwards):.3f}"
+    differences = [one - other for one, other in zip(forwards, others)]
+    return f"{mean} ({statistics.mean(differences):+.3f} ± {standard_error(differences):.3f})"
+
+
+def standard_error(values: list[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def measure_cost(args: argparse.Namespace) -> None:

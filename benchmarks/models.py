@@ -107,6 +107,12 @@ def cache_bytes(transformer: LuminaMGPTTransformer, length: int, rows: int) -> i
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * length * rows * element
 
 
+def describe_hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,6 +1,6 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """
-Plot what `table.py` measured: seconds per image by mode, and codes per second against batch and against size.
+Plot what `table.py` measured: seconds per image by mode, and how speed changes with window, batch and size.
 
     python benchmarks/plot.py h200.json --output speed.png
 """
@@ -12,6 +12,40 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+
+BLUE, RED = "#4878a8", "#c44e52"
+DRAFTS = "compiled-drafts-"
+
+
+def plot_modes(axes: Axes, results: list[dict], size: int) -> None:
+    # Drafts are not among them: with random weights next to none is right.
+    modes = [r for r in results if (r["size"], r["batch_size"]) == (size, 1) and "drafts" not in r["mode"]]
+    bars = axes.barh([r["mode"] for r in modes], [r["seconds_per_image"] for r in modes], color=BLUE)
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set(title=f"One image of {size} px", xlabel="seconds")
+
+
+def plot_windows(axes: Axes, results: list[dict], size: int) -> None:
+    milliseconds = {
+        int(r["mode"].removeprefix(DRAFTS)) + 1 if r["mode"] != "compiled" else 1: r["ms_per_step"]
+        for r in results
+        if (r["size"], r["batch_size"]) == (size, 1) and (r["mode"] == "compiled" or r["mode"].startswith(DRAFTS))
+    }
+    windows = sorted(milliseconds)
+    axes.plot(windows, [milliseconds[window] for window in windows], "o-", color=RED)
+    axes.set(title="One forward", xlabel="tokens in the window", ylabel="ms", ylim=(0, None))
+
+
+def plot_speed(axes: Axes, results: list[dict], key: str, fixed: tuple[str, int], **labels) -> None:
+    """Codes per second against `key` where another key has a fixed value."""
+    compiled = [r for r in results if r["mode"] == "compiled" and r[fixed[0]] == fixed[1]]
+    points = sorted((r[key], r["codes_per_second"]) for r in compiled)
+    axes.plot(*zip(*points), "o-", color=RED)
+    axes.set(ylabel="codes per second", ylim=(0, None), **labels)
 
 
 def main() -> None:
@@ -21,40 +55,18 @@ def main() -> None:
     args = parser.parse_args()
     record = json.loads(args.results.read_text())
     size = int(record["settings"]["size"])
-    results = record["results"]
+    results = [result for result in record["results"] if not result["is_whole"]]
 
-    figure, (by_mode, by_batch, by_size) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    figure.suptitle(f"{record['settings']['shape']} {record['settings']['dtype']}, {record['hardware']}")
-
-    # Drafts are not among them: with random weights next to none is right.
-    modes = [
-        result
-        for result in results
-        if result["size"] == size and result["batch_size"] == 1 and not result["mode"].startswith("drafts")
-    ]
-    names = [result["mode"] for result in modes]
-    bars = by_mode.barh(names, [result["seconds_per_image"] for result in modes], color="#4878a8")
-    by_mode.bar_label(bars, fmt="%.1f", padding=3)
-    by_mode.invert_yaxis()
-    by_mode.margins(x=0.15)
-    by_mode.set(title=f"One image of {size} px", xlabel="seconds")
-
-    for mode, color in (("ours", "#4878a8"), ("compiled", "#c44e52")):
-        batches = sorted(
-            (r["batch_size"], r["codes_per_second"]) for r in results if (r["size"], r["mode"]) == (size, mode)
-        )
-        if batches:
-            by_batch.plot(*zip(*batches), "o-", color=color, label=mode)
-        sizes = sorted(
-            (r["size"], r["codes_per_second"]) for r in results if (r["batch_size"], r["mode"]) == (1, mode)
-        )
-        if sizes:
-            by_size.plot(*zip(*sizes), "o-", color=color, label=mode)
-    by_batch.set(title=f"{size} px", xlabel="images at once", ylabel="codes per second", ylim=(0, None))
-    by_size.set(title="One image", xlabel="size in px", ylabel="codes per second", ylim=(0, None))
-    for axes in (by_batch, by_size):
-        axes.legend()
-        axes.grid(alpha=0.3)
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    figure.suptitle(
+        f"{record['settings']['shape']} {record['settings']['dtype']}, {record['hardware']}, random weights"
+    )
+    plot_modes(axes[0], results, size)
+    plot_windows(axes[1], results, size)
+    plot_speed(axes[2], results, "batch_size", ("size", size), title=f"{size} px, compiled", xlabel="images at once")
+    plot_speed(axes[3], results, "size", ("batch_size", 1), title="One image, compiled", xlabel="size in px")
+    for one in axes[1:]:
+        one.grid(alpha=0.3)
     partial = args.output.with_suffix(".partial.png")
     figure.savefig(partial, dpi=120)
     partial.replace(args.output)

@@ -23,7 +23,7 @@ import diffusers
 import torch
 import transformers
 from decode import MODES, PROMPT_LENGTH, check_modes_agree, describe, run
-from models import SHAPES, build_transformer, measure_bandwidth
+from models import SHAPES, build_transformer, describe_hardware, measure_bandwidth
 from strategies import Task
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     check_modes_agree(device)
     bandwidth = measure_bandwidth(device, dtype)
     record = {
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "hardware": describe_hardware(device),
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, diffusers)},
         "settings": {key: str(value) for key, value in vars(args).items()},
         "bandwidth": bandwidth,

@@ -101,6 +101,21 @@ def test_step_needs_noise_unless_greedy(scheduler, logits, sample):
     assert torch.equal(scheduler.step(logits, 0, sample, top_k=1).prev_sample, greedy)
 
 
+@pytest.mark.parametrize("shape", [(50,), (40, 50), (3, 20, 50)])
+@pytest.mark.parametrize("top_k", [2, 10, 49])
+def test_sample_is_the_greatest_score_of_the_top_k(scheduler, shape, top_k):
+    generator = torch.Generator().manual_seed(0)
+    # Rounded, so that there are ties: all that equal the last of the top-k are among them.
+    logits = torch.randn(shape, generator=generator).mul(2).round()
+    noise = scheduler.draw_noise(shape, generator)
+    kept = logits >= logits.sort(dim=-1, descending=True).values[..., top_k - 1 : top_k]
+    expected = (logits + noise).masked_fill(~kept, -torch.inf).argmax(dim=-1)
+    assert torch.equal(scheduler.sample(logits, noise, top_k=top_k), expected)
+    assert torch.equal(scheduler._argmax_of_top_k(logits + noise, logits, top_k), expected)
+    if logits.ndim > 1 and top_k == 2:
+        assert not torch.equal(expected, (logits + noise).argmax(dim=-1))
+
+
 @pytest.mark.parametrize("values, message", [({"temperature": -1.0}, "`temperature`"), ({"top_k": -2}, "`top_k`")])
 def test_step_refuses_bad_values(scheduler, logits, sample, values, message):
     with pytest.raises(ValueError, match=message):
