@@ -4,6 +4,7 @@ Forwards per code by how codes are guessed first, on the model that `small_model
 
     python benchmarks/drafts.py --model small_model
     python benchmarks/drafts.py --model small_model --rules above left paeth unigram bigram --num_drafts 15
+    python benchmarks/drafts.py --model small_model --agreement
     python benchmarks/drafts.py --cost
 
 Beside the scheduler's own values of `draft_init` it knows rules that were tried and are not part of the project:
@@ -248,6 +249,25 @@ def standard_error(values: list[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
+def measure_agreement(args: argparse.Namespace) -> None:
+    """How many images are the same, to the code, with drafts and without, by the dtype of the weights."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        transformer = load_small_model(args.model)[0].to(dtype)
+        for guidance_scale in args.guidance_scale:
+            settings = {"num_images": args.images, "guidance_scale": guidance_scale, "top_k": 0, "seed": args.seed}
+            expected, _ = sample(transformer, "logits", 0, **settings)
+            for num_drafts in args.num_drafts:
+                codes, _ = sample(transformer, "logits", num_drafts, **settings)
+                is_same = (codes == expected).flatten(1)
+                num_before = is_same.long().cumprod(dim=1).sum(dim=1).double()
+                print(
+                    f"{dtype}, CFG {guidance_scale:g}, {num_drafts} drafts: {int(is_same.all(dim=1).sum())} of"
+                    f" {args.images} images the same, {num_before.mean() / (SIDE * SIDE):.0%} of the codes before the"
+                    " first difference",
+                    flush=True,
+                )
+
+
 def measure_cost(args: argparse.Namespace) -> None:
     """Time that a round of the rule `"logits"` takes beside the forward, for the released codebook at 768 px."""
     stride, num_codes, num_new = 49, 8192, 4
@@ -279,12 +299,15 @@ def main() -> None:
         "--picture", type=Path, help="PNG for the sampled images, one for each setting; multiples of 8"
     )
     parser.add_argument("--cost", action="store_true", help="only measure what a round of the rule `logits` costs")
+    parser.add_argument("--agreement", action="store_true", help="only measure how often drafts change an image")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.cost:
         measure_cost(args)
     elif args.model is None:
         parser.error("--model is needed.")
+    elif args.agreement:
+        measure_agreement(args)
     else:
         measure(args)
 

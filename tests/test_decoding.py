@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch._inductor.config
-from conftest import CHECKPOINT, load_pipeline
+from conftest import CHECKPOINT, TRAINED_CHECKPOINT, load_pipeline
 from reference import generate, load_stock, make_34b_like
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
@@ -346,3 +346,21 @@ def test_frozen_weights_do_not_freeze_the_cache(trained_pipe, monkeypatch):
             assert torch.equal(codes_of(trained_pipe, prompt, seeds, height=64, width=64), codes)
     finally:
         trained_pipe.transformer = plain
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_drafts", [0, 7])
+def test_cuda_graphs_give_the_codes_of_eager_code(with_sampler, num_drafts):
+    pipe = load_pipeline(TRAINED_CHECKPOINT, original_tokenizer=CHECKPOINT).to("cuda")
+    with_sampler(pipe, num_draft_tokens=num_drafts)
+    calls = [
+        {"prompt": prompts, "seeds": range(len(prompts)), "height": height, "width": width}
+        for prompts, (height, width) in zip((PROMPTS[:1], PROMPTS[3:4], PROMPTS[:3]), SIZES)
+    ]
+    expected = [codes_of(pipe, **call) for call in calls]
+    torch._dynamo.reset()
+    pipe.transformer.compile(fullgraph=True, mode="reduce-overhead")
+    # The first time round they are recorded, later replayed, between each other.
+    for _ in range(3):
+        for call, codes in zip(calls, expected):
+            assert torch.equal(codes_of(pipe, **call), codes)
