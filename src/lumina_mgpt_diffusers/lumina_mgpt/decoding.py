@@ -26,7 +26,7 @@ COMPILED_LENGTH_STEP = {"cuda": 512}
 # By device type: a device that works through a queue has the next round in it while the host reads of the last.
 FRONTIER_LAG = {"cuda": 1}
 
-# Finished images leave the batch of the forward once they are this part of it: their cache has to be copied away from.
+# Finished images leave the forward once they are this share of it: the cache of the others has to be copied for that.
 FINISHED_SHARE = 0.25
 
 
@@ -118,7 +118,8 @@ class ImageDecoder(ImageSampling):
             )
         length = slots_needed(self._longest_head, self._sample.shape[1], self.scheduler.config.num_draft_tokens)
         self._max_length = round_up(length, self._length_step)
-        # Compiled code takes a part of a cache for another case than the whole: one slot more is never read.
+        # Reading all of a cache is other code than reading a part, once compiled. With a slot that nobody reads it is
+        # always a part.
         num_slots = self._max_length + 1
         if kept_cache is not None and kept_cache.can_hold(prompts, len(fed), num_slots):
             self.cache = kept_cache
@@ -152,6 +153,7 @@ class ImageDecoder(ImageSampling):
 
     def edit(self, codes: torch.LongTensor) -> None:
         super().edit(codes)
+        # The cache of an image that left the forward is gone.
         unfinished = {image for image, (first, stop) in enumerate(zip(self._frontier, self._stops)) if first < stop}
         if not unfinished <= set(self._images):
             self.cache = None
