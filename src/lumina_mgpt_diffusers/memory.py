@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import ChameleonConfig
 
-from .lumina_mgpt.decoding import LENGTH_STEP, round_up, slots_needed
+from .lumina_mgpt.decoding import slots_needed
 
 
 PATCH_SIZE = 16
@@ -93,7 +93,7 @@ def estimate_memory(
 
     num_rows, num_columns = height // PATCH_SIZE, width // PATCH_SIZE
     slots = slots_needed(prompt_length + 2, num_rows * (num_columns + 1) - 1, num_draft_tokens)
-    kv_cache = 2 * config.num_hidden_layers * kv_size * round_up(slots, LENGTH_STEP) * rows * element
+    kv_cache = 2 * config.num_hidden_layers * kv_size * slots * rows * element
     noise = num_images * num_rows * num_columns * num_codes * 4
 
     # A step: residual, normed input, gate, up and product of each token; float32 logits of both branches, guided, with

@@ -116,11 +116,8 @@ class ImageDecoder(ImageSampling):
                 logits_to_keep=1,
                 logits_range=self._logits_range,
             )
-        length = slots_needed(self._longest_head, self._sample.shape[1], self.scheduler.config.num_draft_tokens)
-        self._max_length = round_up(length, self._length_step)
-        # Reading all of a cache is other code than reading a part, once compiled. With a slot that nobody reads it is
-        # always a part.
-        num_slots = self._max_length + 1
+        num_drafts = self.scheduler.config.num_draft_tokens
+        num_slots = slots_needed(self._longest_head, self._sample.shape[1], num_drafts, self._length_step)
         if kept_cache is not None and kept_cache.can_hold(prompts, len(fed), num_slots):
             self.cache = kept_cache
         else:
@@ -174,7 +171,7 @@ class ImageDecoder(ImageSampling):
         most_unread = len(self._unread) * max(window, MAX_RUN + 1)
         frontier = max(self._frontier[image] for image in self._images)
         reach = self._longest_head + frontier + most_unread + window
-        self.cache.limit(min(round_up(reach, self._length_step), self._max_length), self.device)
+        self.cache.limit(min(round_up(reach, self._length_step), self.cache.max_length - 1), self.device)
         logits = self.transformer(
             input_ids=ids.repeat(self.num_branches, 1),
             position_ids=self._head_positions + places.repeat(self.num_branches, 1),
@@ -194,9 +191,12 @@ def is_compiled(module: nn.Module) -> bool:
     return is_compiled_module(module) or module._compiled_call_impl is not None
 
 
-def slots_needed(head_length: int, num_places: int, num_draft_tokens: int) -> int:
+def slots_needed(head_length: int, num_places: int, num_draft_tokens: int, step: int = LENGTH_STEP) -> int:
     """Slots of a cache row: `head_length` tokens before the image, its places, and a window past its end."""
-    return head_length + num_places + max(num_draft_tokens, MAX_RUN) + 1
+    num_read = round_up(head_length + num_places + max(num_draft_tokens, MAX_RUN) + 1, step)
+    # Reading all of a cache is other code than reading a part of it, once compiled. With a slot that is never read it
+    # is always a part.
+    return num_read + 1
 
 
 def round_up(value: int, step: int) -> int:
