@@ -333,17 +333,16 @@ def test_only_compiled_code_keeps_the_cache(trained_pipe):
 
 
 @pytest.mark.slow
-def test_frozen_weights_do_not_freeze_the_cache(trained_pipe, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "freezing", True)
-    seeds = [0]
-    expected = [codes_of(trained_pipe, prompt, seeds, height=64, width=64) for prompt in PROMPTS[:2]]
+def test_frozen_weights_do_not_freeze_the_cache(trained_pipe):
+    expected = [codes_of(trained_pipe, prompt, [0], height=64, width=64) for prompt in PROMPTS[:2]]
     torch._dynamo.reset()
     plain = trained_pipe.transformer
     try:
         trained_pipe.transformer = torch.compile(plain, fullgraph=True)
-        for prompt, codes in zip(PROMPTS, expected):
-            trained_pipe._kept_cache = None
-            assert torch.equal(codes_of(trained_pipe, prompt, seeds, height=64, width=64), codes)
+        with torch._inductor.config.patch(freezing=True):
+            for prompt, codes in zip(PROMPTS, expected):
+                trained_pipe._kept_cache = None
+                assert torch.equal(codes_of(trained_pipe, prompt, [0], height=64, width=64), codes)
     finally:
         trained_pipe.transformer = plain
 
