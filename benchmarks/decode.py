@@ -37,7 +37,7 @@ from models import (
     synchronize,
     weight_bytes,
 )
-from strategies import Task, original, ours, transformers_generate
+from strategies import Task, TimedTransformer, original, ours, transformers_generate
 
 
 PROMPT_LENGTH = 48
@@ -87,9 +87,7 @@ MODES = {
 
 
 class Clock:
-    """
-    Times the steps of a run and, where it has hooks, how much of them the transformer's forward takes.
-    """
+    """Times the steps of a run, and how much of them the transformer's forward takes."""
 
     def __init__(self, transformer: torch.nn.Module, device: torch.device, with_hooks: bool) -> None:
         self.device = device
@@ -114,15 +112,15 @@ class Clock:
             self.forward_seconds = 0.0
         self.ticks.append(time.perf_counter())
 
-    def time(self, function: Callable[[], object], number: int = 20) -> float:
-        """End the run, then take the seconds of a call as those of a step."""
+    def stop(self, timed: TimedTransformer, number: int = 20) -> None:
+        """End the run, and take the time of the forwards: on a GPU, where the host runs ahead, from repeated ones."""
         self.end()
-        ticks = [self._end]
-        for _ in range(number):
-            function()
-            ticks.append(time.perf_counter())
-        synchronize(self.device)
-        return self._typical(ticks, time.perf_counter())
+        self.forward_seconds = timed.seconds
+        if self.device.type == "cuda":
+            for _ in range(number):
+                timed.repeat()
+            synchronize(self.device)
+            self.forward_seconds = (time.perf_counter() - self._end) / number * (len(self.ticks) - 1)
 
     def end(self) -> None:
         if self._end is None:
@@ -140,13 +138,10 @@ class Clock:
 
     @property
     def step_seconds(self) -> float:
-        return self._typical(self.ticks, self._end)
-
-    def _typical(self, ticks: list[float], end: float) -> float:
-        """The seconds from a tick to the next. The host may run ahead of a GPU: there only the whole is a measure."""
+        """Of one step. The host may run ahead of a GPU, so that only the whole is a measure there."""
         if self.device.type == "cuda":
-            return (end - ticks[0]) / (len(ticks) - 1)
-        return statistics.median(after - before for before, after in zip(ticks, ticks[1:]))
+            return self.seconds / (len(self.ticks) - 1)
+        return statistics.median(after - before for before, after in zip(self.ticks, self.ticks[1:]))
 
 
 def prepare(transformer: torch.nn.Module, mode: Mode, device: torch.device) -> None:
@@ -194,20 +189,16 @@ def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
             mode.sample(task)
         warm_up_seconds = time.perf_counter() - start
     # A compiled forward has no hooks, and on a GPU they would have to wait for it.
-    has_hooks = device.type == "cpu" and not is_compiled
-    forward_seconds = []
+    has_hooks = device.type == "cpu" and not is_compiled and not mode.is_ours
     best = None
     for _ in range(repeats):
         clock = Clock(transformer, device, with_hooks=has_hooks)
-        on_end = (lambda repeat: None) if has_hooks else (lambda repeat: forward_seconds.append(clock.time(repeat)))
-        mode.sample(replace(task, on_step=clock.tick, on_end=on_end))
+        mode.sample(replace(task, on_step=clock.tick, on_end=clock.stop))
         clock.close()
         result = {"mode": name, "ms_per_step": 1e3 * clock.step_seconds, "steps": len(clock.ticks) - 1}
-        if has_hooks:
+        # Of a whole image the last forward is longer than most, and on a GPU only that one is timed.
+        if has_hooks or (mode.is_ours and (task.max_steps or device.type == "cpu")):
             result["outside_forward"] = 1 - clock.forward_seconds / clock.seconds
-        elif task.max_steps and mode.is_ours:
-            # Of a whole image the last forward is longer than most.
-            result["outside_forward"] = 1 - forward_seconds[-1] / clock.step_seconds
         if best is None or result["ms_per_step"] < best["ms_per_step"]:
             best = result
     num_codes, num_tokens = task.rows * task.columns, task.rows * (task.columns + 1) - 1

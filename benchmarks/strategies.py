@@ -8,6 +8,7 @@ the original code does; the others add the same noise, so that in float32 they g
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -47,8 +48,8 @@ class Task:
     max_steps: int | None = None
     vocabulary: ImageVocabulary = VOCABULARY
     on_step: Callable[[], None] = field(default=lambda: None)
-    on_end: Callable[[Callable[[], object]], None] = field(default=lambda repeat_last_forward: None)
-    """Gets a function that repeats the last forward of this project's decoder."""
+    on_end: Callable[[TimedTransformer], None] = field(default=lambda transformer: None)
+    """Gets the transformer of this project's decoder, as it was called."""
     kept_caches: list[SlotCache] = field(default_factory=list)
     """The cache of the last compiled run, which CUDA graphs were recorded with. The same list in all copies."""
 
@@ -234,16 +235,20 @@ def transformers_generate(task: Task, static: bool = False) -> torch.Tensor:
     return task.codes(output[0, ids.shape[1] :])
 
 
-class LastCall:
-    """Calls a transformer and remembers with what."""
+class TimedTransformer:
+    """Calls a transformer, and remembers how long that took the host and with what it was called last."""
 
     def __init__(self, transformer: LuminaMGPTTransformer) -> None:
         self.transformer = transformer
         self.arguments: dict | None = None
+        self.seconds = 0.0
 
     def __call__(self, **kwargs) -> CausalLMOutputWithPast:
         self.arguments = kwargs
-        return self.transformer(**kwargs)
+        start = time.perf_counter()
+        output = self.transformer(**kwargs)
+        self.seconds += time.perf_counter() - start
+        return output
 
     def repeat(self) -> CausalLMOutputWithPast:
         # The cache still holds these positions: as an input of its own they need no other compiled code.
@@ -271,7 +276,7 @@ def ours(task: Task, num_draft_tokens: int = 0, draft_init: str = "logits") -> t
     )
     if is_compiled(task.transformer):
         task.kept_caches.append(decoder.cache)
-    last_call = decoder.transformer = LastCall(task.transformer)
+    transformer = decoder.transformer = TimedTransformer(task.transformer)
     task.on_step()
     steps = 0
     while not decoder.is_finished and steps != task.max_steps:
@@ -279,5 +284,5 @@ def ours(task: Task, num_draft_tokens: int = 0, draft_init: str = "logits") -> t
         task.on_step()
         steps += 1
     codes = decoder.codes.cpu()
-    task.on_end(last_call.repeat)
+    task.on_end(transformer)
     return codes
