@@ -209,7 +209,7 @@ def test_components_are_left_alone(random_pipe, seeded):
         ),
         ({"prompt": "x", "height": 500, "width": 512}, "divisible by 32 but are 500 and 512. Nearest trained size"),
         ({"prompt": "x", "height": 0, "width": 64}, "positive integers but are 0 and 64"),
-        ({"prompt": "x", "height": 64.0, "width": 64}, "positive integers but are 64.0 and 64"),
+        ({"prompt": "x", "height": 64.5, "width": 64}, "positive integers but are 64.5 and 64"),
         ({"prompt": "x", "height": 3232, "width": 64}, "at most 3200"),
         ({"prompt": "x", "num_inference_steps": 0}, "`num_inference_steps` has to be an integer >= 1 but is 0"),
         ({"prompt": "x", "guidance_scale": -1.0}, "`guidance_scale` has to be a finite number >= 0 but is -1.0"),
