@@ -120,8 +120,11 @@ def _read_part(part: object, name: str, load_from: Collection[str]) -> str | Loa
     if isinstance(part, TextPart) and isinstance(part.text, str):
         return check_text(name, part.text)
     if isinstance(part, ImagePart):
-        if not isinstance(part.codes, torch.Tensor) or not part.is_complete:
-            raise ValueError(f"`{name}` is an image that was cut off. Pass its `image` or leave it out.")
+        is_codes = isinstance(part.codes, torch.Tensor) and part.codes.dtype == torch.long and part.codes.ndim == 2
+        if not is_codes or not part.is_complete:
+            raise ValueError(
+                f"`{name}` is an image that was cut off, or one without codes. Pass its `image` or leave it out."
+            )
         return load_images(part.codes, name)[0]
     kind = part.get("type") if isinstance(part, Mapping) else None
     if isinstance(kind, str) and kind == "text" and isinstance(part.get("text"), str):

@@ -74,7 +74,7 @@ def check_number(name: str, value: object, most: float | None = None) -> float:
     except OverflowError:
         number = float("inf")
     if not 0 <= number < float("inf") or (most is not None and number > most):
-        limit = "" if most is None or number <= most else f" and <= {most:g}"
+        limit = f" and <= {most:g}" if most is not None and most < number < float("inf") else ""
         raise ValueError(f"`{name}` has to be a finite number >= 0{limit} but is {shown(value)}.")
     return number
 
