@@ -194,15 +194,13 @@ def resize_and_crop(
     if resized[0] * resized[1] <= MAX_EXCESS * height * width:
         return image.resize(resized, PIL.Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
     # The same but for the rounding of the filter: exact agreement with the original is for images of sane shapes.
-    begins, ends = [], []
-    part = []
-    for side, whole, begin, size in zip(image.size, resized, (left, top), (width, height)):
-        begins.append(begin * side / whole)
-        ends.append(min((begin + size) * side / whole, side))
-        part.append((max(math.floor(begins[-1]) - MARGIN, 0), min(math.ceil(ends[-1]) + MARGIN, side)))
-    origin, corner = zip(*part)
-    box = [edge - origin[axis % 2] for axis, edge in enumerate((*begins, *ends))]
-    return image.crop((*origin, *corner)).resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
+    columns, rows = image.width / resized[0], image.height / resized[1]
+    begin, end = (left * columns, top * rows), ((left + width) * columns, (top + height) * rows)
+    x, y = (max(int(edge) - MARGIN, 0) for edge in begin)
+    right, bottom = (min(math.ceil(edge) + MARGIN, side) for edge, side in zip(end, image.size))
+    part = image.crop((x, y, right, bottom))
+    box = (begin[0] - x, begin[1] - y, min(end[0] - x, part.width), min(end[1] - y, part.height))
+    return part.resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
