@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +13,10 @@ import PIL.Image
 import torch
 
 from .kv_cache import SlotCache
+
+
+# Guards the beginning of turns, so that of two at once only one begins.
+_TURNS = threading.Lock()
 
 
 @dataclass
@@ -68,6 +75,8 @@ class LuminaMGPTConversation:
         self.finish_reason: str | None = None
         self._cache: SlotCache | None = None
         self._num_cached = 0
+        self._cache_kind: object = None
+        self._is_busy = False
 
     @property
     def num_cached_tokens(self) -> int:
@@ -83,13 +92,49 @@ class LuminaMGPTConversation:
         """Free the memory of the cache. The next turn computes it anew."""
         self._cache, self._num_cached = None, 0
 
-    def take_cache(self) -> tuple[SlotCache | None, int]:
-        """The cache, to be extended, and the number of tokens in it. Without it the conversation is still whole."""
-        taken = self._cache, self._num_cached
+    def check_free(self) -> None:
+        """Raise a `ValueError` if a turn is being answered."""
+        if self._is_busy:
+            raise ValueError(
+                "`conversation` is in the middle of a turn: another call or stream answers it. Finish or close that"
+                " first, or go on with a conversation of its own."
+            )
+
+    @contextmanager
+    def turn(self, before: list[int]) -> Iterator[None]:
+        """
+        Have the conversation for a turn, alone.
+
+        Args:
+            before (`list[int]`): The tokens that the turn comes after.
+
+        Raises:
+            `ValueError`: If another turn is being answered, or was since.
+        """
+        with _TURNS:
+            self.check_free()
+            if self.token_ids != before:
+                raise ValueError("`conversation` has gone on since this turn was made: make it anew.")
+            self._is_busy = True
+        try:
+            yield
+        finally:
+            self._is_busy = False
+
+    def take_cache(self, kind: object) -> tuple[SlotCache | None, int]:
+        """
+        The cache, to be extended, and the number of tokens in it. Without it the conversation is still whole.
+
+        Args:
+            kind (`object`): What it has to have been made with: dtype and device of the model.
+        """
+        taken = (self._cache, self._num_cached) if kind == self._cache_kind else (None, 0)
         self.drop_cache()
         return taken
 
-    def extend(self, token_ids: list[int], finish_reason: str, cache: SlotCache | None, num_cached: int) -> None:
+    def extend(
+        self, token_ids: list[int], finish_reason: str, cache: SlotCache | None, num_cached: int, kind: object
+    ) -> None:
         """
         Go on to after an answer.
 
@@ -98,10 +143,12 @@ class LuminaMGPTConversation:
             finish_reason (`str`): How the answer ended.
             cache ([`SlotCache`], *optional*): Cache of one row.
             num_cached (`int`): Number of tokens in it.
+            kind (`object`): As for [`take_cache`].
         """
         self.token_ids = list(token_ids)
         self.finish_reason = finish_reason
         self._cache, self._num_cached = (cache, num_cached) if cache is not None else (None, 0)
+        self._cache_kind = kind
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.token_ids)} tokens, {self._num_cached} of them cached)"

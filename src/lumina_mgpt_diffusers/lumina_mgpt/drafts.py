@@ -3,74 +3,74 @@
 First guesses of codes that a forward evaluates ahead. They decide how many forwards an image takes, never its codes.
 
 A place is guessed once, when it comes into the window of a forward; from then on its draft is the code that the last
-forward computed for it. Each rule takes the places `(batch_size, number)` to guess, counted as in
-[`ImageSampling`], and gives codes of that shape, -1 where it has no guess. All of it are tensor operations on the
-device, without waiting for it.
+forward computed for it. Rows have images of their own sizes, so the places of a window are given as positions in their
+images, row by row: `place` counts in raster order with a place for each row end, `stride` is the number of places from
+one row of codes to the next. All rules are tensor operations on the device and do not wait for it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from .scheduling_lumina_mgpt import LuminaMGPTScheduler
+from .scheduling_lumina_mgpt import LuminaMGPTScheduler, SamplingPlaces
 
 
-class DraftRule:
-    """The rule `"random"`: it has no guess of its own, so the code stands that the noise alone would choose."""
-
-    def observe(self, places: torch.LongTensor, logits: torch.Tensor) -> None:
-        """
-        Take note of what a forward computed.
-
-        Args:
-            places (`torch.LongTensor` of shape `(batch_size, window)`): Consecutive places.
-            logits (`torch.Tensor` of shape `(batch_size, window, num_codes)`): Their guided logits.
-        """
-
-    def guess(
-        self, places: torch.LongTensor, sample: torch.LongTensor, noise: torch.Tensor | None
-    ) -> torch.LongTensor:
-        """
-        Guess the codes of consecutive places.
-
-        Args:
-            places (`torch.LongTensor` of shape `(batch_size, number)`): The places, also ones past the end.
-            sample (`torch.LongTensor` of shape `(batch_size, num_places)`):
-                Final codes, drafts, and -1 where there is neither.
-            noise (`torch.Tensor` of shape `(batch_size, number, num_codes)`, *optional*):
-                Gumbel noise of the places; None where the sampler is greedy.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch_size, number)`: Codes, -1 for no guess.
-        """
-        return torch.full_like(places, -1)
-
-
-class CopyAbove(DraftRule):
+@dataclass
+class Window:
     """
-    The rule `"above"`: the code above, or the nearest one above that is known.
+    Places of a forward, those past the end of an image included.
 
     Args:
-        stride (`int`): Places from one row to the next.
+        place (`torch.LongTensor` of shape `(batch_size, number)`): Index of each place in its image.
+        stride (`torch.LongTensor` of shape `(batch_size, 1)`): Places from one row of codes to the next.
+        noise (`torch.Tensor` of shape `(batch_size, number, num_codes)`, *optional*):
+            Gumbel noise of the places; None where nothing is random.
+        rule ([`SamplingPlaces`]): The places as the sampler sees them.
     """
 
-    def __init__(self, stride: int) -> None:
-        self.stride = stride
+    place: torch.LongTensor
+    stride: torch.LongTensor
+    noise: torch.Tensor | None
+    rule: SamplingPlaces
 
-    def guess(
-        self, places: torch.LongTensor, sample: torch.LongTensor, noise: torch.Tensor | None
-    ) -> torch.LongTensor:
-        guesses = torch.full_like(places, -1)
-        for hop in range(1, places.shape[1] // self.stride + 2):
-            above = places - hop * self.stride
-            codes = sample.gather(1, above.clamp(min=0, max=sample.shape[1] - 1)).where(above >= 0, -1)
-            guesses = torch.where(guesses < 0, codes, guesses)
-        return guesses
+    def last(self, number: int) -> Window:
+        """The last places of each row."""
+        noise = None if self.noise is None else self.noise[:, -number:]
+        return Window(self.place[:, -number:], self.stride, noise, self.rule.last(number))
 
 
-class NeighborLogits(DraftRule):
+def random_codes(window: Window, num_codes: int) -> torch.LongTensor:
+    """The codes that the noise alone would choose; any, where there is none."""
+    if window.noise is not None:
+        return window.noise.argmax(dim=-1)
+    return (window.place * 0x9E3779B1) % num_codes
+
+
+def codes_above(window: Window, image: torch.LongTensor) -> torch.LongTensor:
+    """
+    The code above each place, or the nearest one above that is known.
+
+    Args:
+        window ([`Window`]): The places.
+        image (`torch.LongTensor` of shape `(batch_size, num_places)`): Codes by place, -1 where there is none.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, number)`: Codes, -1 for no guess.
+    """
+    guesses = torch.full_like(window.place, -1)
+    # Of a window of many rows, the places below its first row have only guesses above them.
+    for hop in range(1, 4):
+        above = window.place - hop * window.stride
+        codes = image.gather(1, above.clamp(min=0, max=image.shape[1] - 1)).where(above >= 0, -1)
+        guesses = torch.where(guesses < 0, codes, guesses)
+    return guesses
+
+
+class NeighborLogits:
     r"""
-    The rule `"logits"`: what the sampler would choose, with the noise of the place, from logits of its neighbours.
+    What the sampler would choose, with the noise of the place, from logits of its neighbours.
 
     These are the logits of the place above, averaged with those of the last place that was evaluated if it is in the
     same row. As the noise is the place's own, the guess is right wherever a small change of the logits does not change
@@ -79,52 +79,57 @@ class NeighborLogits(DraftRule):
     Args:
         scheduler ([`LuminaMGPTScheduler`]): The sampler.
         batch_size (`int`), stride (`int`), num_codes (`int`):
-            Number of images, places from one row to the next, and codes of the codebook.
+            Number of images, greatest number of places from one row to the next, and codes of the codebook.
         device (`torch.device`): Where the sampling runs.
-        temperature (`float`), top_k (`int`): Sampler settings, see [`LuminaMGPTScheduler`].
     """
 
     above_weight = 0.5
 
     def __init__(
-        self,
-        scheduler: LuminaMGPTScheduler,
-        batch_size: int,
-        stride: int,
-        num_codes: int,
-        device: torch.device,
-        temperature: float,
-        top_k: int,
+        self, scheduler: LuminaMGPTScheduler, batch_size: int, stride: int, num_codes: int, device: torch.device
     ) -> None:
         self.scheduler = scheduler
-        self.stride = stride
-        self.temperature = temperature
-        self.top_k = top_k
         self._images = torch.arange(batch_size, device=device)[:, None]
-        # The logits of the last place that was evaluated in each column.
-        self._logits = torch.zeros(batch_size, stride, num_codes, device=device)
-        self._is_known = torch.zeros(batch_size, stride, dtype=torch.bool, device=device)
+        # The logits of the last place that was evaluated in each column, and a column to spare.
+        self._logits = torch.zeros(batch_size, stride + 1, num_codes, device=device)
+        self._is_known = torch.zeros(batch_size, stride + 1, dtype=torch.bool, device=device)
         self._last = torch.full((batch_size, 1), -1, device=device)
 
-    def observe(self, places: torch.LongTensor, logits: torch.Tensor) -> None:
-        # At most a row: of two places in a column the later one has to stay.
-        columns = places[:, -self.stride :] % self.stride
-        self._logits[self._images, columns] = logits[:, -self.stride :].float()
-        self._is_known[self._images, columns] = True
-        self._last = places[:, -1:]
+    def take(self, rows: torch.LongTensor, stride: int) -> None:
+        """Go on with the images of other rows: `rows` holds for each the row it had, -1 for a new one."""
+        old_logits, old_known, is_old = self._logits, self._is_known, rows >= 0
+        source, number = rows.clamp(min=0), min(stride, old_logits.shape[1] - 1)
+        self._images = torch.arange(len(rows), device=rows.device)[:, None]
+        self._logits = old_logits.new_zeros(len(rows), stride + 1, old_logits.shape[2])
+        self._is_known = old_known.new_zeros(len(rows), stride + 1)
+        self._logits[:, :number] = old_logits[source, :number]
+        self._is_known[:, :number] = old_known[source, :number] & is_old[:, None]
+        self._last = self._last[source].where(is_old[:, None], -1)
 
-    def guess(
-        self, places: torch.LongTensor, sample: torch.LongTensor, noise: torch.Tensor | None
-    ) -> torch.LongTensor:
-        columns = places % self.stride
-        last_column = self._last % self.stride
+    def observe(self, window: Window, logits: torch.Tensor) -> None:
+        """
+        Take note of what a forward computed.
+
+        Args:
+            window ([`Window`]): Consecutive places.
+            logits (`torch.Tensor` of shape `(batch_size, number, num_codes)`): Their guided logits.
+        """
+        number = window.place.shape[1]
+        columns = window.place % window.stride
+        # Of two places in a column the later one has to stay: the earlier write to a spare column.
+        is_last = torch.arange(number, device=columns.device) >= number - window.stride
+        spare = self._logits.shape[1] - 1
+        columns = columns.where(is_last, spare)
+        self._logits[self._images, columns] = logits
+        self._is_known[self._images, columns] = is_last
+        self._last = window.place[:, -1:]
+
+    def guess(self, window: Window) -> torch.LongTensor:
+        """Codes `(batch_size, number)` of consecutive places, -1 for no guess."""
+        columns = window.place % window.stride
         is_above_known = self._is_known[self._images, columns]
-        is_last_beside = self._last // self.stride == places // self.stride
+        is_last_beside = self._last // window.stride == window.place // window.stride
         weight = torch.where(is_last_beside, self.above_weight, 1.0).where(is_above_known, 0.0)
-        beside, above = self._logits[self._images, last_column], self._logits[self._images, columns]
-        logits = torch.lerp(beside, above, weight[..., None])
-        guesses = self.scheduler.sample(logits, noise, self.temperature, self.top_k)
-        return guesses.where(self._last >= 0, -1)
-
-
-__all__ = ["CopyAbove", "DraftRule", "NeighborLogits"]
+        beside = self._logits[self._images, self._last % window.stride]
+        logits = torch.lerp(beside, self._logits[self._images, columns], weight[..., None])
+        return self.scheduler.choose(logits, window.noise, window.rule).where(self._last >= 0, -1)

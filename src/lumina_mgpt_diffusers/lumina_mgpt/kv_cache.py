@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from transformers.cache_utils import Cache, StaticLayer
 
 
 class SlotLayer(StaticLayer):
-    """Keys and values of one layer, `(batch_size, num_kv_heads, max_length, head_dim)`, written by position."""
+    """
+    Keys and values of one layer, `(num_rows, num_kv_heads, max_length, head_dim)`, written by position.
+
+    Args:
+        max_length (`int`): Number of slots of each row.
+        num_rows (`int`, *optional*): Number of rows to allocate, by default those of the first forward.
+    """
 
     is_slot_major = False
     """Whether the heads of one slot lie together in memory, as xformers reads them, or the slots of one head."""
 
+    def __init__(self, max_length: int, num_rows: int | None = None) -> None:
+        super().__init__(max_length)
+        self.num_rows = num_rows
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
+        super().lazy_initialization(
+            *(states[:1].expand(self.num_rows or len(states), -1, -1, -1) for states in (key_states, value_states))
+        )
         if self.is_slot_major:
             self.keys, self.values = (
                 states.transpose(1, 2).contiguous().transpose(1, 2) for states in (self.keys, self.values)
@@ -25,9 +35,6 @@ class SlotLayer(StaticLayer):
             # The superclass marks them as static, which CUDA graphs need. Where weights are frozen into compiled code,
             # that would make constants of them, and a later cache would be ignored.
             self.keys, self.values = self.keys.detach(), self.values.detach()
-        # Compiled code serves caches of any length.
-        for states in (self.keys, self.values):
-            torch._dynamo.maybe_mark_dynamic(states, 2)
 
     def update(
         self,
@@ -40,9 +47,34 @@ class SlotLayer(StaticLayer):
             self.lazy_initialization(key_states, value_states)
         slots = positions.to(key_states.device)
         rows = torch.arange(len(slots), device=slots.device)[:, None]
-        self.keys[rows, :, slots] = key_states.transpose(1, 2)
-        self.values[rows, :, slots] = value_states.transpose(1, 2)
+        # Under autocast keys and values come in types of their own.
+        self.keys[rows, :, slots] = key_states.transpose(1, 2).to(self.keys.dtype)
+        self.values[rows, :, slots] = value_states.transpose(1, 2).to(self.values.dtype)
         return self.keys[:, :, :visible_length], self.values[:, :, :visible_length]
+
+
+class RowsLayer(SlotLayer):
+    """Consecutive rows of another layer, in the same memory."""
+
+    def __init__(self, layer: SlotLayer, start: int, stop: int) -> None:
+        super().__init__(layer.max_cache_len)
+        self._layer, self._start, self._stop = layer, start, stop
+        if layer.is_initialized:
+            self._share()
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        if not self._layer.is_initialized:
+            self._layer.lazy_initialization(key_states, value_states)
+        self._share()
+
+    def _share(self) -> None:
+        self.keys = self._layer.keys[self._start : self._stop]
+        self.values = self._layer.values[self._start : self._stop]
+        # Compiled code serves any number of rows, and caches of any length.
+        for states in (self.keys, self.values):
+            torch._dynamo.maybe_mark_dynamic(states, 0)
+            torch._dynamo.maybe_mark_dynamic(states, 2)
+        self.is_initialized = True
 
 
 class SlotCache(Cache):
@@ -59,10 +91,11 @@ class SlotCache(Cache):
     Args:
         num_layers (`int`): Number of decoder layers.
         max_length (`int`): Number of slots of each row.
+        num_rows (`int`, *optional*): Number of rows to allocate, by default those of the first forward.
     """
 
-    def __init__(self, num_layers: int, max_length: int) -> None:
-        super().__init__(layers=[SlotLayer(max_length) for _ in range(num_layers)])
+    def __init__(self, num_layers: int, max_length: int, num_rows: int | None = None) -> None:
+        super().__init__(layers=[SlotLayer(max_length, num_rows) for _ in range(num_layers)])
         self.positions: torch.LongTensor | None = None
         self._visible_slots: torch.LongTensor | None = None
 
@@ -70,6 +103,11 @@ class SlotCache(Cache):
     def max_length(self) -> int:
         """Number of slots of each row."""
         return self.layers[0].max_cache_len
+
+    @property
+    def num_rows(self) -> int | None:
+        """Number of rows that are allocated, or will be."""
+        return self.layers[0].num_rows
 
     @property
     def visible_length(self) -> int:
@@ -95,79 +133,63 @@ class SlotCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return self.layers[layer_idx].update(key_states, value_states, self.positions, self.visible_length)
 
-    def fill_from(self, source: SlotCache, rows: torch.LongTensor) -> None:
-        """
-        Copy the slots of another, shorter cache, and allocate this one if it is not yet.
+    # Rows
 
-        Args:
-            source ([`SlotCache`]): The cache to copy from. It is emptied layer by layer, to bound the memory.
-            rows (`torch.LongTensor` of shape `(batch_size,)`): Row of `source` that each row of this cache copies.
-        """
-        for layer, filled in zip(self.layers, source.layers):
-            layer.is_slot_major = filled.is_slot_major
-            picked = rows.to(filled.keys.device)
-            if not layer.is_initialized:
-                layer.lazy_initialization(filled.keys[picked, :, :0], filled.values[picked, :, :0])
-            layer.keys[:, :, : filled.max_cache_len] = filled.keys[picked]
-            layer.values[:, :, : filled.max_cache_len] = filled.values[picked]
-            filled.keys = filled.values = None
+    def rows(self, start: int, stop: int) -> SlotCache:
+        """A cache of consecutive rows of this one, in the same memory."""
+        view = SlotCache(0, self.max_length)
+        view.layers = [RowsLayer(layer, start, stop) for layer in self.layers]
+        return view
 
-    def can_hold(self, source: SlotCache, num_rows: int, max_length: int) -> bool:
-        """Whether [`fill_from`] could fill this cache, allocated before, for `num_rows` rows of `max_length` slots."""
-
-        def kind(layer: SlotLayer, shape: tuple[int, int]) -> tuple:
-            return (*shape, layer.keys.shape[1], layer.keys.dtype, layer.keys.device, layer.is_slot_major)
-
-        return len(self.layers) == len(source.layers) and all(
-            kind(layer, (layer.keys.shape[0], layer.max_cache_len)) == kind(filled, (num_rows, max_length))
-            for layer, filled in zip(self.layers, source.layers)
-        )
-
-    @classmethod
-    def from_rows(cls, rows: Sequence[tuple[SlotCache, int] | None], num_layers: int, max_length: int) -> SlotCache:
-        """
-        A cache whose rows are copied from other caches.
-
-        Args:
-            rows (`list[tuple[SlotCache, int] | None]`):
-                For each row the cache and the row of it to copy as far as there is room, or None for an empty one.
-                These caches are emptied layer by layer, to bound the memory.
-            num_layers (`int`): Number of decoder layers.
-            max_length (`int`): Number of slots of each row.
-        """
-        cache = cls(num_layers, max_length)
-        filled = [row[0] for row in rows if row is not None]
-        if not filled:
-            return cache
-        for index, layer in enumerate(cache.layers):
-            like = filled[0].layers[index]
-            layer.lazy_initialization(
-                like.keys[:1, :, :0].expand(len(rows), -1, -1, -1),
-                like.values[:1, :, :0].expand(len(rows), -1, -1, -1),
-            )
-            for row, source in enumerate(rows):
-                if source is not None:
-                    old, old_row = source[0].layers[index], source[1]
-                    length = min(old.max_cache_len, max_length)
-                    layer.keys[row, :, :length] = old.keys[old_row, :, :length]
-                    layer.values[row, :, :length] = old.values[old_row, :, :length]
-            for source in filled:
-                source.layers[index].keys = source.layers[index].values = None
-        return cache
-
-    def copy_row(self, row: int, length: int) -> SlotCache:
-        """A cache of the first `length` slots of one row."""
-        cache = SlotCache(len(self.layers), length)
-        for layer, old in zip(cache.layers, self.layers):
-            layer.lazy_initialization(old.keys[:1, :, :0], old.values[:1, :, :0])
-            layer.keys[0] = old.keys[row, :, :length]
-            layer.values[0] = old.values[row, :, :length]
-        return cache
-
-    def free(self) -> None:
-        """Give back the memory. The cache is of no further use."""
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` slots of a row to another."""
         for layer in self.layers:
-            layer.keys = layer.values = None
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def take_row(self, row: int, length: int) -> SlotCache:
+        """A cache of its own for the first `length` slots of a row."""
+        taken = SlotCache(len(self.layers), length, num_rows=1)
+        taken.receive(self, row, 0, length)
+        return taken
+
+    def put_row(self, row: int, cache: SlotCache, length: int) -> None:
+        """Copy the first `length` slots of a cache of one row."""
+        self.receive(cache, 0, row, length)
+
+    def receive(self, source: SlotCache, source_row: int, row: int, length: int) -> None:
+        for layer, other in zip(self.layers, source.layers):
+            if not layer.is_initialized:
+                layer.is_slot_major = other.is_slot_major
+                layer.lazy_initialization(other.keys[:, :, :0], other.values[:, :, :0])
+            layer.keys[row, :, :length] = other.keys[source_row, :, :length]
+            layer.values[row, :, :length] = other.values[source_row, :, :length]
+
+    def grow(self, num_rows: int, max_length: int) -> None:
+        """Have at least so many rows of so many slots. What is in the cache stays; views of it are of no use then."""
+        for layer in self.layers:
+            old_keys, old_values, was_initialized = layer.keys, layer.values, layer.is_initialized
+            layer.num_rows = max(num_rows, layer.num_rows)
+            layer.max_cache_len = max(max_length, layer.max_cache_len)
+            if was_initialized:
+                layer.is_initialized = False
+                layer.lazy_initialization(old_keys[:, :, :0], old_values[:, :, :0])
+                rows, _, length, _ = old_keys.shape
+                layer.keys[:rows, :, :length] = old_keys
+                layer.values[:rows, :, :length] = old_values
+            del old_keys, old_values
+
+    def fits(self, num_rows: int, max_length: int) -> bool:
+        """Whether this cache, of an earlier call, can be used in this one as it is."""
+        keys = self.layers[0].keys
+        is_usable = keys is not None and (torch.is_inference_mode_enabled() or not keys.is_inference())
+        return is_usable and self.num_rows >= num_rows and self.max_length >= max_length
+
+    def clear(self) -> None:
+        """Zero all slots. A NaN there would be seen: masked, it is 0 times itself."""
+        for layer in self.layers:
+            layer.keys.zero_()
+            layer.values.zero_()
 
     @property
     def num_bytes(self) -> int:
@@ -179,7 +201,7 @@ class SlotCache(Cache):
         """Lay out the memory as xformers reads it, which it does not beyond the slots in use. Before the first use."""
         self._visible_slots = None
         for layer in self.layers:
-            layer.is_slot_major = True
+            getattr(layer, "_layer", layer).is_slot_major = True
 
     def visibility(self) -> torch.BoolTensor:
         """Which slots each query sees: `(batch_size, 1, query_length, visible_length)`."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, VQModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerFast
 
+from .engine import Engine, is_compiled
 from .hub import PortableSavingMixin
+from .image_encoding import ImageInput, encode_images, load_images
+from .kv_cache import SlotCache
 from .loading import OriginalCheckpointMixin
 from .lora import LuminaMGPTLoraLoaderMixin
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
+from .streaming import CURRENT_CALL, Call, Codes
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
 from .unirep import ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
 
@@ -57,6 +63,8 @@ class LuminaMGPTBasePipeline(
         self.register_modules(tokenizer=tokenizer, transformer=transformer, vqvae=vqvae, scheduler=scheduler)
         self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1) if vqvae is not None else 16
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._last_call = Call()
+        self._kept_caches: list[SlotCache] = []
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> LuminaMGPTBasePipeline:
@@ -75,21 +83,60 @@ class LuminaMGPTBasePipeline(
         # diffusers would cast what the pipelines share to float32.
         return cls(**components)
 
+    # What callbacks know a call by. A call's own state is in its `Call`, so that calls side by side do not meet.
+
+    @property
+    def _call(self) -> Call:
+        current = CURRENT_CALL.get()
+        return current[1] if current is not None and current[0] is self else self._last_call
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self._call.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: float) -> None:
+        self._call.guidance_scale = value
+
+    @property
+    def _interrupt(self) -> bool:
+        return self._call.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        self._call.interrupt = value
+
     @property
     def guidance_scale(self) -> float:
-        return self._guidance_scale
+        return self._call.guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale != 1.0
+        return self._call.guidance_scale > 1
 
     @property
     def num_timesteps(self) -> int:
-        return self._num_timesteps
+        return self._call.num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        return self._interrupt
+        return self._call.interrupt
+
+    # The KV cache of compiled code on CUDA: recorded graphs read and write the very memory they were recorded with.
+
+    def lend_cache(self, engine: Engine) -> None:
+        """Give an engine the KV cache of an earlier call, alone until [`keep_cache`]."""
+        if self._kept_caches:
+            engine.cache = self._kept_caches.pop()
+
+    def keep_cache(self, engine: Engine) -> None:
+        """Keep the KV cache of an engine that has ended for the next call."""
+        if engine.device.type == "cuda" and is_compiled(self.transformer) and engine.cache is not None:
+            self._kept_caches[:] = [engine.cache]
+
+    def to(self, *args, **kwargs) -> LuminaMGPTBasePipeline:
+        self._kept_caches.clear()
+        return super().to(*args, **kwargs)
 
     @property
     def image_vocabulary(self) -> ImageVocabulary:
@@ -132,3 +179,53 @@ class LuminaMGPTBasePipeline(
             for one in fill_missing_codes(codes)
         ]
         return torch.cat(images)
+
+    def decode_images(
+        self, codes: Codes, output_type: str = "pil"
+    ) -> list[PIL.Image.Image] | list[np.ndarray] | np.ndarray | list[torch.Tensor] | torch.Tensor:
+        """
+        Decode VQ codes to images of an output type.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(batch_size, rows, columns)`, or a list of `(rows, columns)`):
+                Codes; -1 repeats the code above.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"` for the codes.
+
+        Returns:
+            A list of PIL images, an array or a tensor. Arrays and tensors of images of different sizes are a list.
+        """
+        if output_type == "latent":
+            return codes
+        if not isinstance(codes, list):
+            return self.image_processor.postprocess(self.decode_codes(codes), output_type=output_type)
+        return [
+            self.image_processor.postprocess(self.decode_codes(one[None]), output_type=output_type)[0]
+            for one in codes
+        ]
+
+    @torch.no_grad()
+    def encode_image(
+        self, image: ImageInput | list[ImageInput], generator: torch.Generator | None = None
+    ) -> list[torch.LongTensor]:
+        """
+        Encode images to VQ codes, cropped to the trained size of the nearest aspect ratio.
+
+        Args:
+            image (`ImageInput` or a list of them): The images, see [`LuminaMGPTImg2ImgPipeline.__call__`].
+            generator (`torch.Generator`, *optional*): Crops at random places, as in training, instead of the centre.
+
+        Returns:
+            `list[torch.LongTensor]`: Codes of shape `(height / 16, width / 16)`, on the CPU.
+        """
+        images = load_images(image)
+        codes = encode_images(self.vqvae, images, self.scheduler.config.resolution, self._execution_device, generator)
+        self.maybe_free_model_hooks()
+        return codes
+
+
+def start_generator(generator: torch.Generator | list[torch.Generator] | None, number: int) -> list[torch.Generator]:
+    """One generator for each image, from the system where the caller gives none."""
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()  # the global random state stays as it is
+    return generator if isinstance(generator, list) else [generator] * number

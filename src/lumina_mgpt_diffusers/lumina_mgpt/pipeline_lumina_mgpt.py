@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging, replace_example_docstring
 
-from .decoding import ImageDecoder
-from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, warn_once
+from .engine import Engine
+from .noise import draw_key
+from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator, warn_once
 from .pipeline_output import LuminaMGPTPipelineOutput
 from .prompts import encode_conversation, text_to_image_prompt, unpad
-from .streaming import LuminaMGPTStreamOutput, SamplingLoopMixin
+from .request import Grammar, Request
+from .scheduling_lumina_mgpt import DRAFT_INITS
+from .streaming import (
+    Call,
+    LuminaMGPTStreamOutput,
+    arguments_of,
+    call_arguments,
+    sample_images,
+    stream_signature,
+)
 from .validation import (
+    MAX_IMAGES_PER_PROMPT,
+    check_callback,
+    check_choice,
     check_generator,
-    check_guidance_scale,
     check_integer,
     check_latents,
+    check_num_draft_tokens,
     check_prompts,
     check_size,
-    check_temperature,
-    check_top_k,
 )
 
 
@@ -34,7 +45,7 @@ EXAMPLE_DOC_STRING = """
         >>> import torch
         >>> from lumina_mgpt_diffusers import LuminaMGPTPipeline
 
-        >>> pipe = LuminaMGPTPipeline.from_pretrained("path/to/Lumina-mGPT-7B-768", torch_dtype=torch.bfloat16)
+        >>> pipe = LuminaMGPTPipeline.from_pretrained("path/to/Lumina-mGPT-7B-768", dtype=torch.bfloat16)
         >>> pipe.to("cuda")
         >>> generator = torch.Generator().manual_seed(0)
         >>> image = pipe("a red fox in the snow", height=768, width=768, generator=generator).images[0]
@@ -43,7 +54,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
+class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
     r"""
     Pipeline for text-to-image generation with Lumina-mGPT (https://huggingface.co/papers/2408.02657).
 
@@ -67,12 +78,17 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
         self,
         prompt: str | list[str],
         negative_prompt: str | list[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
+        height: int | list[int] | None = None,
+        width: int | list[int] | None = None,
         max_sequence_length: int = 1024,
         device: torch.device | None = None,
     ) -> tuple[
-        torch.LongTensor, torch.LongTensor, torch.LongTensor | None, torch.LongTensor | None, int | None, int | None
+        torch.LongTensor,
+        torch.LongTensor,
+        torch.LongTensor | None,
+        torch.LongTensor | None,
+        int | list[int],
+        int | list[int],
     ]:
         r"""
         Encode prompts as the text-to-image conversations the model was trained on. Needs the tokenizer only.
@@ -82,8 +98,9 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
         Args:
             prompt (`str` or `list[str]`): The prompt or prompts.
             negative_prompt (`str` or `list[str]`, *optional*): What to guide away from.
-            height (`int`, *optional*), width (`int`, *optional*):
+            height (`int` or `list[int]`, *optional*), width (`int` or `list[int]`, *optional*):
                 Size of the image in pixels, which is part of the conversation; the scheduler's base size by default.
+                A list holds one for each prompt.
             max_sequence_length (`int`, defaults to 1024): Longest conversation in tokens; longer prompts are cut.
             device (`torch.device`, *optional*): Where the ids are wanted.
 
@@ -93,13 +110,14 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             have to be passed on with the ids.
         """
         height, width = self._default_size(height, width)
-        prompt = [prompt] if isinstance(prompt, str) else prompt
-        prompt_token_ids, prompt_attention_mask = self._encode(prompt, height, width, max_sequence_length, device)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        sizes = self._sizes(height, width, len(prompts))
+        prompt_token_ids, prompt_attention_mask = self._encode(prompts, sizes, max_sequence_length, device)
         negative_prompt_token_ids, negative_prompt_attention_mask = None, None
         if negative_prompt is not None:
-            negatives = [negative_prompt] * len(prompt) if isinstance(negative_prompt, str) else negative_prompt
+            negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
             negative_prompt_token_ids, negative_prompt_attention_mask = self._encode(
-                negatives, height, width, max_sequence_length, device
+                negatives, sizes, max_sequence_length, device
             )
         return (
             prompt_token_ids,
@@ -112,14 +130,13 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
 
     def _encode(
         self,
-        prompts: list[str],
-        height: int,
-        width: int,
+        prompts: Sequence[str],
+        sizes: Sequence[tuple[int, int]],
         max_sequence_length: int,
         device: torch.device | None,
     ) -> tuple[torch.LongTensor, torch.LongTensor]:
         conversations = []
-        for prompt in prompts:
+        for prompt, (height, width) in zip(prompts, sizes):
             content = text_to_image_prompt(prompt, height, width)
             ids = encode_conversation(self.tokenizer, [{"role": "user", "content": content}])
             if len(ids) > max_sequence_length:
@@ -139,66 +156,26 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             attention_mask[row, : len(ids)] = 1
         return token_ids, attention_mask
 
-    def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        if None in (height, width):
+    def _default_size(
+        self, height: int | list[int] | None, width: int | list[int] | None
+    ) -> tuple[int | list[int], int | list[int]]:
+        if height is None or width is None:
             if self.scheduler is None:
                 raise ValueError("`height` and `width` have to be given to a pipeline without a scheduler.")
             base_size = self.scheduler.config.resolution
-            height, width = height or base_size, width or base_size
+            height, width = (base_size if side is None else side for side in (height, width))
         return height, width
 
-    def check_inputs(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        height: int,
-        width: int,
-        num_inference_steps: int | None,
-        guidance_scale: float,
-        num_images_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.LongTensor | None,
-        prompt_token_ids: torch.LongTensor | None,
-        prompt_attention_mask: torch.LongTensor | None,
-        negative_prompt_token_ids: torch.LongTensor | None,
-        negative_prompt_attention_mask: torch.LongTensor | None,
-        temperature: float,
-        top_k: int | None,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: list[str] | None,
-        max_sequence_length: int,
-    ) -> None:
-        """Check the arguments of [`__call__`], defaults filled in. Raises a `ValueError` that names the wrong one."""
-        num_prompts = check_prompts("prompt", prompt, prompt_token_ids, prompt_attention_mask)
-        if negative_prompt is not None or negative_prompt_token_ids is not None:
-            num_negatives = check_prompts(
-                "negative_prompt", negative_prompt, negative_prompt_token_ids, negative_prompt_attention_mask
-            )
-            if not isinstance(negative_prompt, str) and num_negatives != num_prompts:
-                raise ValueError(f"There are {num_prompts} prompts but {num_negatives} negative prompts.")
-        if self.tokenizer is None and not (prompt is None and negative_prompt is None):
-            raise ValueError("This pipeline has no tokenizer: pass `prompt_token_ids` instead of `prompt`.")
-
-        check_size(height, width, self.scheduler.config.resolution, self.image_vocabulary.max_side)
-        check_guidance_scale(guidance_scale)
-        check_temperature(temperature)
-        check_top_k(top_k)
-        check_integer("num_images_per_prompt", num_images_per_prompt, least=1)
-        check_integer("max_sequence_length", max_sequence_length, least=2)
-        if num_inference_steps is not None:
-            check_integer("num_inference_steps", num_inference_steps, least=1)
-
-        batch_size = num_prompts * num_images_per_prompt
-        check_generator(generator, batch_size)
-        if latents is not None:
-            shape = (batch_size, height // self.vae_scale_factor, width // self.vae_scale_factor)
-            check_latents(latents, shape, self.vqvae.config.num_vq_embeddings)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` has to be one of {list(OUTPUT_TYPES)} but is {output_type!r}.")
-        allowed = self._callback_tensor_inputs
-        unknown = [name for name in callback_on_step_end_tensor_inputs or [] if name not in allowed]
-        if unknown:
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {allowed}, but found {unknown}")
+    @staticmethod
+    def _sizes(height: int | Sequence[int], width: int | Sequence[int], num_prompts: int) -> list[tuple[int, int]]:
+        """`(height, width)` for each prompt."""
+        sides = []
+        for name, side in (("height", height), ("width", width)):
+            side = list(side) if isinstance(side, (list, tuple)) else [side] * num_prompts
+            if len(side) != num_prompts:
+                raise ValueError(f"`{name}` is a list of {len(side)} but there are {num_prompts} prompts.")
+            sides.append(side)
+        return list(zip(*sides))
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -206,13 +183,13 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
+        height: int | list[int] | None = None,
+        width: int | list[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.LongTensor | None = None,
+        latents: torch.LongTensor | list[torch.LongTensor] | None = None,
         prompt_token_ids: torch.LongTensor | None = None,
         prompt_attention_mask: torch.LongTensor | None = None,
         negative_prompt_token_ids: torch.LongTensor | None = None,
@@ -227,6 +204,11 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
         max_sequence_length: int = 1024,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        num_draft_tokens: int | str | None = None,
+        draft_init: str | None = None,
+        return_log_probs: bool = False,
     ) -> LuminaMGPTPipelineOutput | tuple:
         r"""
         Generate images from text.
@@ -235,25 +217,26 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             prompt (`str` or `list[str]`, *optional*):
                 The prompt or prompts. Not needed with `prompt_token_ids`.
             negative_prompt (`str` or `list[str]`, *optional*):
-                What to guide away from. By default the unconditional branch sees the image alone, as in training.
-                Ignored at a `guidance_scale` of 1.
-            height (`int`, *optional*), width (`int`, *optional*):
-                Size of the images in pixels, multiples of 32. By default that of `latents`, else the scheduler's
-                `resolution`. The size is forced; sizes the model was not trained on give a warning.
+                What to guide away from. By default the unconditional branch sees the image alone, as in training, which
+                is another thing than the prompt `""`. Ignored where guidance is off.
+            height (`int` or `list[int]`, *optional*), width (`int` or `list[int]`, *optional*):
+                Size of the images in pixels, multiples of 32; a list holds one for each prompt. By default that of
+                `latents`, else the scheduler's `resolution`. The size is forced; sizes the model was not trained on
+                give a warning.
             num_inference_steps (`int`, *optional*):
                 Accepted so that scripts for other pipelines run. The number of sampled codes follows from the size.
             guidance_scale (`float`, *optional*):
-                Scale s of classifier-free guidance, `unconditional + s * (conditional - unconditional)`; 1 turns it
-                off. By default the scheduler's, as for the other sampler settings.
+                Scale s of classifier-free guidance, `unconditional + s * (conditional - unconditional)`; values of 1
+                and less turn it off. By default the scheduler's, as for the other sampler settings.
             num_images_per_prompt (`int`, defaults to 1):
                 Number of images to generate for each prompt.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                One generator, from which the images draw their noise in order, or one for each image. A generator on
-                the CPU gives the same noise whatever the device of the model. Without one, images are random; the
-                global random state is neither used nor changed.
+                One generator, from which each image in turn draws the key of its noise, or one for each image. A
+                generator on the CPU gives the same noise whatever the device of the model. Without one, images are
+                random; the global random state is neither used nor changed.
             latents (`torch.LongTensor` of shape `(num_images, height / 16, width / 16)`, *optional*):
                 VQ codes to keep, -1 where a code is to be sampled: completes an image, for instance one that was
-                returned by `output_type="latent"`.
+                returned by `output_type="latent"`. Of images of different sizes a list.
             prompt_token_ids (`torch.LongTensor` of shape `(num_prompts, length)`, *optional*):
                 Encoded prompts instead of `prompt`, see [`encode_prompt`].
             prompt_attention_mask (`torch.LongTensor` of shape `(num_prompts, length)`, *optional*):
@@ -274,12 +257,24 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
                 Called after every forward as `callback(pipe, step, timestep, kwargs)`, where `step` is the raster
                 index of the last code that is final in every image. It may set `pipe._interrupt = True` to stop: codes
                 not sampled yet then repeat those above them in the images, and are -1 in the latent output. It may
-                change `pipe._guidance_scale`, and return changed `latents`: decoding goes on from the first change,
-                keeps the codes that are set and samples where they are -1.
+                change `pipe._guidance_scale`, and return changed `latents`: sampling goes on from the first change,
+                keeps the codes that are set and samples where they are -1. How many codes lie between two calls
+                depends on the drafts; a schedule that is exact with them is a rule of the scheduler, see
+                [`LuminaMGPTScheduler`].
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
                 The tensors that the callback gets in `kwargs`.
             max_sequence_length (`int`, defaults to 1024):
                 Longest prompt in tokens, with the words around it; what is beyond is cut with a warning.
+            top_p (`float`, *optional*):
+                Only the most likely codes may be drawn whose probabilities just add up to this.
+            min_p (`float`, *optional*):
+                Only codes at least this times as likely as the most likely one may be drawn.
+            num_draft_tokens (`int` or `"auto"`, *optional*):
+                Number of tokens that a forward evaluates ahead. It decides the speed, not the images.
+            draft_init (`str`, *optional*):
+                How codes are first guessed.
+            return_log_probs (`bool`, defaults to `False`):
+                Whether the output has the log-probabilities with which the codes were sampled.
 
         Examples:
 
@@ -290,70 +285,22 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             `ValueError`: If an argument is wrong, before any model runs.
         """
         # 1. Sample the codes
-        steps = self.stream(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            num_images_per_prompt=num_images_per_prompt,
-            generator=generator,
-            latents=latents,
-            prompt_token_ids=prompt_token_ids,
-            prompt_attention_mask=prompt_attention_mask,
-            negative_prompt_token_ids=negative_prompt_token_ids,
-            negative_prompt_attention_mask=negative_prompt_attention_mask,
-            temperature=temperature,
-            top_k=top_k,
-            output_type=output_type,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            max_sequence_length=max_sequence_length,
-            every=None,
-        )
-        (result,) = steps
+        (result,) = self._start(every=None, **call_arguments(locals()))
 
         # 2. Decode the images
-        images = result.codes if output_type == "latent" else result.preview()
+        images = self.decode_images(result.codes, output_type)
         self.maybe_free_model_hooks()
 
         if not return_dict:
-            return (images,)
-        return LuminaMGPTPipelineOutput(images=images)
+            return (images, result.log_probs) if return_log_probs else (images,)
+        return LuminaMGPTPipelineOutput(images=images, log_probs=result.log_probs)
 
-    @torch.no_grad()
-    def stream(
-        self,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.LongTensor | None = None,
-        prompt_token_ids: torch.LongTensor | None = None,
-        prompt_attention_mask: torch.LongTensor | None = None,
-        negative_prompt_token_ids: torch.LongTensor | None = None,
-        negative_prompt_attention_mask: torch.LongTensor | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        output_type: str = "pil",
-        callback_on_step_end: Callable[[DiffusionPipeline, int, torch.Tensor, dict], dict]
-        | PipelineCallback
-        | MultiPipelineCallbacks
-        | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
-        max_sequence_length: int = 1024,
-        every: int | None = 1,
-    ) -> Iterator[LuminaMGPTStreamOutput]:
+    def stream(self, *args, every: int | None = 1, **kwargs) -> Iterator[LuminaMGPTStreamOutput]:
         r"""
         Generate images from text, to be watched while they are sampled.
 
-        The arguments are those of [`__call__`], and the codes at the end are the same. They are checked at once; the
-        sampling goes on as the iterator is asked for more.
+        The arguments are those of [`__call__`] but for `return_dict`, and the codes at the end are the same. They are
+        checked at once; the sampling goes on as the iterator is asked for more.
 
         Args:
             every (`int`, *optional*, defaults to 1):
@@ -368,44 +315,84 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             ...     step.preview()[0].save(f"fox-{step.num_rows:02d}.png")
             ```
         """
-        # 1. Fill in the defaults and check the arguments
-        config = self.scheduler.config
+        return self._start(**arguments_of(self.stream, *args, every=every, **kwargs))
+
+    @torch.no_grad()
+    def _start(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        height: int | list[int] | None,
+        width: int | list[int] | None,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        num_images_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.LongTensor | list[torch.LongTensor] | None,
+        prompt_token_ids: torch.LongTensor | None,
+        prompt_attention_mask: torch.LongTensor | None,
+        negative_prompt_token_ids: torch.LongTensor | None,
+        negative_prompt_attention_mask: torch.LongTensor | None,
+        temperature: float | None,
+        top_k: int | None,
+        output_type: str,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: list[str],
+        max_sequence_length: int,
+        top_p: float | None,
+        min_p: float | None,
+        num_draft_tokens: int | str | None,
+        draft_init: str | None,
+        return_log_probs: bool,
+        every: int | None,
+    ) -> Iterator[LuminaMGPTStreamOutput]:
+        # 1. Check the arguments and fill in the defaults
+        vocabulary = self.image_vocabulary
+        num_prompts = check_prompts(
+            "prompt", prompt, prompt_token_ids, prompt_attention_mask, self.transformer.config.vocab_size
+        )
+        if negative_prompt is not None or negative_prompt_token_ids is not None:
+            num_negatives = check_prompts(
+                "negative_prompt",
+                negative_prompt,
+                negative_prompt_token_ids,
+                negative_prompt_attention_mask,
+                self.transformer.config.vocab_size,
+            )
+            if not isinstance(negative_prompt, str) and num_negatives != num_prompts:
+                raise ValueError(f"There are {num_prompts} prompts but {num_negatives} negative prompts.")
+        if self.tokenizer is None and not (prompt is None and negative_prompt is None):
+            raise ValueError("This pipeline has no tokenizer: pass `prompt_token_ids` instead of `prompt`.")
+        repeats = check_integer("num_images_per_prompt", num_images_per_prompt, least=1, most=MAX_IMAGES_PER_PROMPT)
         if isinstance(latents, torch.Tensor) and latents.ndim == 3 and height is None and width is None:
             height, width = (side * self.vae_scale_factor for side in latents.shape[1:])
-        height, width = self._default_size(height, width)
-        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        temperature = config.temperature if temperature is None else temperature
-        top_k = config.top_k if top_k is None else top_k
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        self.check_inputs(
-            prompt,
-            negative_prompt,
-            height,
-            width,
-            num_inference_steps,
-            guidance_scale,
-            num_images_per_prompt,
-            generator,
-            latents,
-            prompt_token_ids,
-            prompt_attention_mask,
-            negative_prompt_token_ids,
-            negative_prompt_attention_mask,
-            temperature,
-            top_k,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-            max_sequence_length,
+        sizes = [
+            check_size(*size, self.scheduler.config.resolution, vocabulary.max_side)
+            for size in self._sizes(*self._default_size(height, width), num_prompts)
+        ]
+        settings = self.scheduler.settings(
+            guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
         )
+        if num_draft_tokens is not None:
+            check_num_draft_tokens(num_draft_tokens)
+        if draft_init is not None:
+            check_choice("draft_init", draft_init, DRAFT_INITS)
+        check_integer("max_sequence_length", max_sequence_length, least=2)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        generator = check_generator(generator, num_prompts * repeats)
+        tensor_inputs = check_callback(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
+        if num_inference_steps is not None:
+            check_integer("num_inference_steps", num_inference_steps, least=1)
         if every is not None:
-            check_integer("every", every, least=1)
-        self._guidance_scale = guidance_scale
-        self._interrupt = False
-        rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
-        self._num_timesteps = rows * columns
-        self._warn_of_size(height, width)
-        if num_inference_steps not in (None, self._num_timesteps):
+            every = check_integer("every", every, least=1)
+        image_sizes = [size for size in sizes for _ in range(repeats)]
+        codes = self._check_latents(latents, image_sizes, vocabulary.num_codes)
+        call = Call(settings.guidance_scale, num_timesteps=max(one.numel() for one in codes))
+        for size in dict.fromkeys(sizes):
+            self._warn_of_size(*size)
+        if num_inference_steps not in (None, call.num_timesteps):
             warn_once(
                 "`num_inference_steps` does not apply to Lumina-mGPT: it samples one code for every 16x16 pixels, so"
                 " that the number of steps follows from the size. The value is ignored."
@@ -413,44 +400,61 @@ class LuminaMGPTPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
 
         # 2. Encode the prompts
         if prompt is not None:
-            encoded = self.encode_prompt(prompt, negative_prompt, height, width, max_sequence_length)
+            heights, widths = (list(sides) for sides in zip(*sizes))
+            encoded = self.encode_prompt(prompt, negative_prompt, heights, widths, max_sequence_length)
             prompt_token_ids, prompt_attention_mask, *negatives = encoded[:4]
             if negative_prompt is not None:
                 negative_prompt_token_ids, negative_prompt_attention_mask = negatives
-        contexts = unpad(prompt_token_ids, prompt_attention_mask, num_images_per_prompt)
-        unconditional_contexts = None
-        if self.do_classifier_free_guidance:
-            unconditional_contexts = [[] for _ in contexts]
-            if negative_prompt_token_ids is not None:
-                unconditional_contexts = unpad(
-                    negative_prompt_token_ids, negative_prompt_attention_mask, num_images_per_prompt
+        contexts = unpad(prompt_token_ids, prompt_attention_mask, repeats)
+        unconditional_contexts = [[] for _ in contexts]
+        if negative_prompt_token_ids is not None:
+            unconditional_contexts = unpad(negative_prompt_token_ids, negative_prompt_attention_mask, repeats)
+        self._warn_of_length(
+            max(len(context) + vocabulary.num_tokens(*size) for context, size in zip(contexts, image_sizes))
+        )
+
+        # 3. Sample the codes
+        grammar = Grammar(vocabulary, self.scheduler.config.resolution)
+        engine = Engine(
+            self.transformer, self.scheduler, grammar, self._execution_device, num_draft_tokens, draft_init
+        )
+        rows = [
+            engine.submit(
+                Request(
+                    context=context,
+                    settings=settings,
+                    key=draw_key(own_generator),
+                    unconditional_context=unconditional_context,
+                    size=size,
+                    is_image=True,
+                    codes=given,
+                    needs_log_probs=return_log_probs,
                 )
+            )
+            for context, unconditional_context, size, given, own_generator in zip(
+                contexts, unconditional_contexts, image_sizes, codes, start_generator(generator, len(contexts))
+            )
+        ]
+        self._last_call = call
+        return sample_images(self, call, engine, rows, callback_on_step_end, tensor_inputs, output_type, every)
 
-        # 3. Prepare the codes and the sampler
+    def _check_latents(
+        self, latents: object, sizes: Sequence[tuple[int, int]], num_codes: int
+    ) -> list[torch.LongTensor]:
+        """The given codes of each image, -1 where there is none."""
+        shapes = [tuple(side // self.vae_scale_factor for side in size) for size in sizes]
         if latents is None:
-            latents = torch.full((len(contexts), rows, columns), -1)
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()  # from the system: the global random state stays as it is
-        generators = generator if isinstance(generator, list) else [generator] * len(contexts)
-        device = self._execution_device
-        self.scheduler.set_timesteps(self._num_timesteps, device=device)
+            return [torch.full(shape, -1, device="cpu") for shape in shapes]
+        if isinstance(latents, (list, tuple)) and len(latents) == len(shapes):
+            return [
+                check_latents(one, shape, num_codes, f"latents[{index}]")
+                for index, (one, shape) in enumerate(zip(latents, shapes))
+            ]
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"`latents` have to be a list of {len(shapes)} tensors of VQ codes for images of different sizes."
+            )
+        return list(check_latents(latents, (len(shapes), *shapes[0]), num_codes))
 
-        # 4. Sample the codes
-        decoder = ImageDecoder(
-            self.transformer,
-            self.scheduler,
-            self.image_vocabulary,
-            contexts,
-            unconditional_contexts,
-            latents,
-            generators,
-            device=device,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            top_k=top_k,
-            kept_cache=self._take_kept_cache(),
-        )
-        return self._sample_codes(
-            decoder, callback_on_step_end, callback_on_step_end_tensor_inputs, output_type, every
-        )
+
+LuminaMGPTPipeline.stream.__signature__ = stream_signature(LuminaMGPTPipeline)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import torch
 from diffusers.utils import replace_example_docstring
+from tokenizers.decoders import DecodeStream
 
-from .answer_decoding import AnswerDecoder
-from .answer_sampling import AnswerSampling, Grammar, SampledImage, SampledText, SamplerSettings
 from .chat_messages import Turns, read_messages, split_batch
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
+from .engine import Engine
 from .image_encoding import ImageInput, encode_images
+from .noise import draw_key
 from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline
 from .pipeline_output import LuminaMGPTChatPipelineOutput
-from .text_stream import TextStream
+from .request import Grammar, Request
+from .row import Row, SampledImage, SampledText
+from .scheduling_lumina_mgpt import DRAFT_INITS
+from .streaming import Call, arguments_of, call_arguments, stream_signature
 from .validation import (
+    check_choice,
     check_codes,
     check_crop_generator,
     check_generator,
-    check_guidance_scale,
     check_integer,
+    check_num_draft_tokens,
     check_size,
-    check_temperature,
-    check_top_k,
+    shown,
 )
 
 
@@ -34,7 +38,7 @@ EXAMPLE_DOC_STRING = """
         >>> import torch
         >>> from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTConversation
 
-        >>> pipe = LuminaMGPTChatPipeline.from_pretrained("path/to/Lumina-mGPT-Omni", torch_dtype=torch.bfloat16)
+        >>> pipe = LuminaMGPTChatPipeline.from_pretrained("path/to/Lumina-mGPT-Omni", dtype=torch.bfloat16)
         >>> pipe.to("cuda")
         >>> pipe("Describe the image in detail. <|image|>", images="fox.png").text
 
@@ -43,6 +47,93 @@ EXAMPLE_DOC_STRING = """
         >>> moon = pipe("Add a moon.", conversation=conversation).images[0]
         ```
 """
+
+
+MAX_NEW_TOKENS = 1 << 20
+
+
+class Answers:
+    """
+    The answers of a call, sampled as they are iterated over.
+
+    However that ends, each conversation goes on from its answer as far as that came.
+
+    Args:
+        pipe ([`LuminaMGPTChatPipeline`]): The pipeline.
+        call ([`Call`]): Says when to stop.
+        engine ([`Engine`]): The engine.
+        turns (`list[Request]`): What is to be answered, without the keys of their noise.
+        conversations (`list[LuminaMGPTConversation]`): The conversation of each.
+        befores (`list[list[int]]`): The tokens of each conversation that its turn was encoded after.
+        generator (`torch.Generator` or `list[torch.Generator]`, *optional*): That of the call.
+    """
+
+    def __init__(
+        self,
+        pipe: LuminaMGPTChatPipeline,
+        call: Call,
+        engine: Engine,
+        turns: Sequence[Request],
+        conversations: Sequence[LuminaMGPTConversation],
+        befores: Sequence[list[int]],
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> None:
+        self.pipe, self.call, self.engine = pipe, call, engine
+        self.turns, self.conversations, self.befores = turns, conversations, befores
+        self.generator = generator
+        self.rows: list[Row] = []
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[tuple[int, SampledText | SampledImage]]:
+        """Each piece with the index of its answer."""
+        engine, self.engine = self.engine, None
+        with ExitStack() as turns:
+            for conversation, before in zip(self.conversations, self.befores):
+                turns.enter_context(conversation.turn(before))
+            self._assign_generators()
+            kind = engine.cache_kind
+            for request, conversation in zip(self.turns, self.conversations):
+                request.key = draw_key(conversation.generator)
+                request.cache, request.num_cached = conversation.take_cache(kind)
+                self.rows.append(engine.submit(request))
+            try:
+                yield from self._sample(engine)
+            except GeneratorExit:
+                for row in self.rows:
+                    engine.stop(row)
+                raise
+            finally:
+                for row, conversation in zip(self.rows, self.conversations):
+                    if row.is_finished and row.error is None:
+                        conversation.extend(row.tokens, row.finish_reason, row.cache, row.num_fed, kind)
+
+    def _sample(self, engine: Engine) -> Iterator[tuple[int, SampledText | SampledImage]]:
+        with self.pipe.progress_bar(total=sum(request.max_new_tokens for request in self.turns)) as progress_bar:
+            while not engine.is_idle and not self.call.interrupt:
+                engine.step()
+                for index, row in enumerate(self.rows):
+                    if row.error is not None:
+                        raise row.error
+                    yield from ((index, piece) for piece in row.take_pieces())
+                self.pipe._warn_of_length(max(len(row.tokens) for row in self.rows))
+                progress_bar.update(sum(row.num_new_tokens for row in self.rows) - progress_bar.n)
+        for index, row in enumerate(self.rows):
+            engine.stop(row)
+            yield from ((index, piece) for piece in row.take_pieces())
+
+    def _assign_generators(self) -> None:
+        """Give the conversations the generators of the call, those without any a random one."""
+        generator = self.generator
+        for index, conversation in enumerate(self.conversations):
+            if isinstance(generator, list):
+                conversation.generator = generator[index]
+            elif generator is not None and len(self.conversations) == 1:
+                conversation.generator = generator
+            elif generator is not None:
+                conversation.generator = torch.Generator(generator.device).manual_seed(draw_key(generator))
+            elif conversation.generator is None:
+                conversation.generator = torch.Generator()
+                conversation.generator.seed()  # from the system: the global random state stays as it is
 
 
 class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
@@ -83,6 +174,11 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         crop_generator: torch.Generator | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        num_draft_tokens: int | str | None = None,
+        draft_init: str | None = None,
+        load_from: tuple[str, ...] = (),
     ) -> LuminaMGPTChatPipelineOutput | list[LuminaMGPTChatPipelineOutput] | tuple | list[tuple]:
         r"""
         Answer one conversation, or several at once.
@@ -112,8 +208,8 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
                 Size in pixels that all images of the answers are forced to. By default the model chooses.
             guidance_scale (`float`, *optional*):
                 Scale s of classifier-free guidance of images, `unconditional + s * (conditional - unconditional)`,
-                where the unconditional branch sees the image alone; 1 turns it off. By default the scheduler's, as for
-                the other sampler settings.
+                where the unconditional branch sees the image alone; values of 1 and less turn it off. By default the
+                scheduler's, as for the other sampler settings.
             temperature (`float`, *optional*):
                 Divides the logits of images and their size tags; 0 takes the most likely.
             top_k (`int`, *optional*):
@@ -123,15 +219,26 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             text_top_k (`int`, *optional*):
                 Number of text tokens that may be drawn, 0 for all.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                One for each conversation; a single one for a batch seeds them in order. A conversation keeps its
-                generator for its next calls. Without one, answers are random; the global random state is neither
-                used nor changed.
+                One for each conversation, from which each answer draws the key of its noise; a single one for a batch
+                seeds them in order. A conversation keeps its generator for its next calls. Without one, answers are
+                random; the global random state is neither used nor changed.
             crop_generator (`torch.Generator`, *optional*):
                 Crops input images at random places, as in training. By default they are cropped at the centre.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"`, `"np"`, `"pt"`, or `"latent"` for the VQ codes of the images.
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`LuminaMGPTChatPipelineOutput`] or a tuple of its fields.
+            top_p (`float`, *optional*):
+                Only the most likely codes may be drawn whose probabilities just add up to this.
+            min_p (`float`, *optional*):
+                Only codes at least this times as likely as the most likely one may be drawn.
+            num_draft_tokens (`int` or `"auto"`, *optional*):
+                Number of tokens of an image that a forward evaluates ahead. It decides the speed, not the images.
+            draft_init (`str`, *optional*):
+                How codes are first guessed.
+            load_from (`tuple[str, ...]`, defaults to `()`):
+                What images in `messages` may be read from by a path or a URL: `"files"`, `"urls"`. Nothing, unless
+                the messages are your own. `images` may always be paths and URLs.
 
         Examples:
 
@@ -141,64 +248,27 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         Raises:
             `ValueError`: If an argument is wrong, before any model runs.
         """
-        messages, images, conversations, is_batch = split_batch(messages, images, conversation)
-        decoder, conversations = self._prepare(
-            messages,
-            images,
-            conversations,
-            max_new_tokens,
-            height,
-            width,
-            guidance_scale,
-            temperature,
-            top_k,
-            text_temperature,
-            text_top_k,
-            generator,
-            crop_generator,
-            output_type,
-            is_batch,
-        )
-        pieces: list[list[SampledText | SampledImage]] = [[] for _ in messages]
-        for index, piece in self._sample(decoder, conversations):
+        answers, is_batch = self._start(**call_arguments(locals()))
+        pieces: list[list[SampledText | SampledImage]] = [[] for _ in answers.turns]
+        for index, piece in answers:
             pieces[index].append(piece)
-        answers = decoder.answers
-        del decoder  # and its KV cache, before the VQ model needs memory
 
         outputs = []
-        for answer, own_pieces, own_conversation in zip(answers, pieces, conversations):
-            parts = merge_text(self._to_parts(own_pieces, output_type))
-            outputs.append(
-                LuminaMGPTChatPipelineOutput(parts, answer.finish_reason, answer.token_ids, own_conversation)
-            )
+        for row, conversation, own in zip(answers.rows, answers.conversations, pieces):
+            parts = merge_text(self._to_parts(own, output_type))
+            outputs.append(LuminaMGPTChatPipelineOutput(parts, row.finish_reason, row.token_ids, conversation))
         self.maybe_free_model_hooks()
         if not return_dict:
             outputs = [output.to_tuple() for output in outputs]
         return outputs if is_batch else outputs[0]
 
-    @torch.no_grad()
-    def stream(
-        self,
-        messages: str | list[dict],
-        images: ImageInput | list | None = None,
-        conversation: LuminaMGPTConversation | None = None,
-        max_new_tokens: int = 10240,
-        height: int | None = None,
-        width: int | None = None,
-        guidance_scale: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        text_temperature: float | None = None,
-        text_top_k: int | None = None,
-        generator: torch.Generator | None = None,
-        crop_generator: torch.Generator | None = None,
-        output_type: str = "pil",
-    ) -> Iterator[TextPart | ImagePart]:
+    def stream(self, *args, **kwargs) -> Iterator[TextPart | ImagePart]:
         r"""
         Answer one conversation, to be read while the model writes.
 
-        The arguments are those of [`__call__`], and so is the answer. They are checked at once; the sampling goes on
-        as the iterator is asked for more. If it is closed early, the answer ends there, and the conversation with it.
+        The arguments are those of [`__call__`] but for `return_dict`, and so is the answer. They are checked at once;
+        the sampling goes on as the iterator is asked for more. If it is closed early, the answer ends there, and the
+        conversation with it.
 
         Yields:
             [`TextPart`] or [`ImagePart`]: A piece of text, as soon as its characters are whole, or an image, as soon
@@ -213,85 +283,26 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             ...         print(part.text, end="", flush=True)
             ```
         """
-        if split_batch(messages, None, None)[-1]:
+        arguments = arguments_of(self.stream, *args, **kwargs)
+        if split_batch(arguments["messages"], None, None)[-1]:
             raise ValueError("`messages` has to be one conversation to be streamed but is a batch of them.")
-        decoder, conversations = self._prepare(
-            [messages],
-            [images],
-            [conversation],
-            max_new_tokens,
-            height,
-            width,
-            guidance_scale,
-            temperature,
-            top_k,
-            text_temperature,
-            text_top_k,
-            generator,
-            crop_generator,
-            output_type,
-            is_batch=False,
-        )
-        return self._stream(decoder, conversations, output_type)
+        answers, _ = self._start(**arguments)
+        return self._stream(answers, arguments["output_type"])
 
     @torch.no_grad()
-    def _stream(
-        self, decoder: AnswerDecoder, conversations: list[LuminaMGPTConversation], output_type: str
-    ) -> Iterator[TextPart | ImagePart]:
+    def _stream(self, answers: Answers, output_type: str) -> Iterator[TextPart | ImagePart]:
         try:
-            with closing(self._sample(decoder, conversations)) as pieces:
+            with closing(iter(answers)) as pieces:
                 yield from self._to_parts((piece for _, piece in pieces), output_type)
         finally:
             self.maybe_free_model_hooks()
 
-    def check_inputs(
+    @torch.no_grad()
+    def _start(
         self,
-        conversations: Sequence[LuminaMGPTConversation | None],
-        turns: Sequence[Turns],
-        max_new_tokens: int,
-        height: int | None,
-        width: int | None,
-        settings: SamplerSettings,
-        generator: torch.Generator | list[torch.Generator] | None,
-        crop_generator: torch.Generator | None,
-        output_type: str,
-    ) -> None:
-        """Check the arguments of [`__call__`], defaults filled in. Raises a `ValueError` that names the wrong one."""
-        if self.tokenizer is None:
-            raise ValueError("This pipeline has no tokenizer, without which it cannot encode `messages`.")
-        vocabulary = self.image_vocabulary
-        check_integer("max_new_tokens", max_new_tokens, least=1)
-        if (height is None) != (width is None):
-            raise ValueError(
-                f"`height` and `width` have to be given both, to force the size, or neither, but are {height!r} and"
-                f" {width!r}."
-            )
-        if height is not None:
-            check_size(height, width, self.scheduler.config.resolution, vocabulary.max_side)
-        check_guidance_scale(settings.guidance_scale)
-        check_temperature(settings.temperature)
-        check_temperature(settings.text_temperature, "text_temperature")
-        check_top_k(settings.top_k)
-        check_top_k(settings.text_top_k, "text_top_k")
-        check_generator(generator, len(turns))
-        check_crop_generator(crop_generator)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` has to be one of {list(OUTPUT_TYPES)} but is {output_type!r}.")
-        given = [conversation for conversation in conversations if conversation is not None]
-        if not all(isinstance(conversation, LuminaMGPTConversation) for conversation in given):
-            raise ValueError(f"`conversation` has to be a `LuminaMGPTConversation` but is {given[0]!r}.")
-        if len({id(conversation) for conversation in given}) < len(given):
-            raise ValueError("`conversation` has to be another one for each element of the batch but holds one twice.")
-        for own in turns:
-            for image in own.images:
-                if isinstance(image, torch.Tensor):
-                    check_codes("images", image, vocabulary)
-
-    def _prepare(
-        self,
-        messages: list,
-        images: list,
-        conversations: list[LuminaMGPTConversation | None],
+        messages: object,
+        images: object,
+        conversation: object,
         max_new_tokens: int,
         height: int | None,
         width: int | None,
@@ -303,57 +314,81 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         crop_generator: torch.Generator | None,
         output_type: str,
-        is_batch: bool,
-    ) -> tuple[AnswerDecoder, list[LuminaMGPTConversation]]:
-        # 1. Fill in the defaults and check the arguments
-        config = self.scheduler.config
-        settings = SamplerSettings(
-            guidance_scale=config.guidance_scale if guidance_scale is None else guidance_scale,
-            temperature=config.temperature if temperature is None else temperature,
-            top_k=(config.top_k or 0) if top_k is None else top_k,
-            text_temperature=config.text_temperature if text_temperature is None else text_temperature,
-            text_top_k=(config.text_top_k or 0) if text_top_k is None else text_top_k,
-        )
+        top_p: float | None,
+        min_p: float | None,
+        num_draft_tokens: int | str | None,
+        draft_init: str | None,
+        load_from: tuple[str, ...],
+    ) -> tuple[Answers, bool]:
+        """Check the arguments and encode the turns. Gives the answers, to be sampled, and whether they are a batch."""
+        # 1. Check the arguments and fill in the defaults
+        if self.tokenizer is None:
+            raise ValueError("This pipeline has no tokenizer, without which it cannot encode `messages`.")
+        messages, images, conversations, is_batch = split_batch(messages, images, conversation)
         names = [f"messages[{index}]" if is_batch else "messages" for index in range(len(messages))]
-        turns = [read_messages(*arguments) for arguments in zip(messages, images, names)]
-        self.check_inputs(
-            conversations, turns, max_new_tokens, height, width, settings, generator, crop_generator, output_type
-        )
-        keep_caches = [conversation is not None for conversation in conversations]
-        conversations = [conversation or LuminaMGPTConversation() for conversation in conversations]
-        assign_generators(conversations, generator)
-        self._guidance_scale = settings.guidance_scale
-        self._interrupt = False
+        turns = [read_messages(*own, load_from) for own in zip(messages, images, names)]
+        config, vocabulary = self.scheduler.config, self.image_vocabulary
+        max_new_tokens = check_integer("max_new_tokens", max_new_tokens, least=1, most=MAX_NEW_TOKENS)
+        if (height is None) != (width is None):
+            raise ValueError(
+                f"`height` and `width` have to be given both, to force the size, or neither, but are {height!r} and"
+                f" {width!r}."
+            )
+        size = None
         if height is not None:
-            self._warn_of_size(height, width)
+            size = check_size(height, width, config.resolution, vocabulary.max_side)
+            self._warn_of_size(*size)
+        settings = self.scheduler.settings(
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            text_temperature=text_temperature,
+            text_top_k=text_top_k,
+        )
+        if num_draft_tokens is not None:
+            check_num_draft_tokens(num_draft_tokens)
+        if draft_init is not None:
+            check_choice("draft_init", draft_init, DRAFT_INITS)
+        generator = check_generator(generator, len(turns))
+        check_crop_generator(crop_generator)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        given = [one for one in conversations if one is not None]
+        for one in given:
+            if not isinstance(one, LuminaMGPTConversation):
+                raise ValueError(f"`conversation` has to be a `LuminaMGPTConversation` but is {shown(one)}.")
+            one.check_free()
+        if len({id(one) for one in given}) < len(given):
+            raise ValueError("`conversation` has to be another one for each element of the batch but holds one twice.")
+        for own in turns:
+            for image in own.images:
+                if isinstance(image, torch.Tensor):
+                    check_codes("images", image, vocabulary)
 
         # 2. Encode the turns
-        contexts = [
-            self._encode_turns(own, conversation.token_ids, crop_generator)
-            for own, conversation in zip(turns, conversations)
+        befores = [[] if one is None else list(one.token_ids) for one in conversations]
+        contexts = [self._encode_turns(own, before, crop_generator) for own, before in zip(turns, befores)]
+        requests = [
+            Request(
+                context=context,
+                settings=settings,
+                key=0,  # drawn when the answer begins
+                size=size,
+                max_new_tokens=max_new_tokens,
+                keep_cache=one is not None,
+            )
+            for context, one in zip(contexts, conversations)
         ]
 
         # 3. Prepare the answers
-        device = self._execution_device
-        size = None if height is None else (height, width)
-        grammar = Grammar.from_tokenizer(self.tokenizer, self.image_vocabulary, config.resolution, size)
-        taken = [conversation.take_cache() for conversation in conversations]
-        answers = [
-            AnswerSampling(
-                index,
-                self.scheduler,
-                grammar,
-                settings,
-                context,
-                num_cached,
-                max_new_tokens,
-                conversation.generator,
-                device,
-            )
-            for index, (context, (_, num_cached), conversation) in enumerate(zip(contexts, taken, conversations))
-        ]
-        caches = [cache for cache, _ in taken]
-        return AnswerDecoder(self.transformer, answers, caches, keep_caches, device), conversations
+        grammar = Grammar.from_tokenizer(self.tokenizer, vocabulary, config.resolution)
+        engine = Engine(
+            self.transformer, self.scheduler, grammar, self._execution_device, num_draft_tokens, draft_init
+        )
+        call = self._last_call = Call(settings.guidance_scale)
+        conversations = [one or LuminaMGPTConversation() for one in conversations]
+        return Answers(self, call, engine, requests, conversations, befores, generator), is_batch
 
     def _encode_turns(
         self, turns: Turns, before: list[int], crop_generator: torch.Generator | None = None
@@ -364,45 +399,29 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         ids = turns.encode(self.tokenizer, [vocabulary.to_tokens(one).tolist() for one in codes])
         return [*before, *ids[1:]] if before else ids
 
-    def _sample(
-        self, decoder: AnswerDecoder, conversations: list[LuminaMGPTConversation]
-    ) -> Iterator[tuple[int, SampledText | SampledImage]]:
-        """Run the decoder to its end. However that comes, the conversations go on from there."""
-        answers = decoder.answers
-        num_tokens = 0
-        try:
-            with self.progress_bar(total=sum(answer.max_new_tokens for answer in answers)) as progress_bar:
-                while not decoder.is_finished and not self.interrupt:
-                    yield from decoder.step()
-                    self._warn_of_length(max(len(answer.sequence) for answer in answers))
-                    progress_bar.update(sum(answer.num_tokens for answer in answers) - num_tokens)
-                    num_tokens = sum(answer.num_tokens for answer in answers)
-            yield from decoder.stop()
-        except GeneratorExit:
-            decoder.stop()
-            raise
-        finally:
-            for answer, conversation, cache in zip(answers, conversations, decoder.caches):
-                if answer.is_finished:
-                    conversation.extend(answer.sequence, answer.finish_reason, cache, answer.num_cached)
-
     def _to_parts(
         self, pieces: Iterable[SampledText | SampledImage], output_type: str
     ) -> Iterator[TextPart | ImagePart]:
-        text = TextStream(self.tokenizer)
+        text, held = DecodeStream(), []
+
+        def rest() -> Iterator[TextPart]:
+            nonlocal text
+            if held:  # bytes that are no whole character
+                yield TextPart(self.tokenizer.decode(held, clean_up_tokenization_spaces=False))
+            text = DecodeStream()
+            held.clear()
+
         for piece in pieces:
-            if isinstance(piece, SampledText):
-                new = text.push(piece.ids)
-                if new:
-                    yield TextPart(new)
+            if isinstance(piece, SampledImage):
+                yield from rest()
+                yield self._to_image_part(piece, output_type)
                 continue
-            rest = text.flush()
-            if rest:
-                yield TextPart(rest)
-            yield self._to_image_part(piece, output_type)
-        rest = text.flush()
-        if rest:
-            yield TextPart(rest)
+            held += piece.ids
+            chunk = text.step(self.tokenizer.backend_tokenizer, piece.ids)
+            if chunk is not None:
+                held.clear()
+                yield TextPart(chunk)
+        yield from rest()
 
     def _to_image_part(self, piece: SampledImage, output_type: str) -> ImagePart:
         image = None
@@ -410,26 +429,8 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             if output_type == "latent":
                 image = piece.codes
             else:
-                decoded = self.decode_codes(piece.codes[None].to(self._execution_device))
-                image = self.image_processor.postprocess(decoded, output_type=output_type)[0]
+                image = self.decode_images(piece.codes[None].to(self._execution_device), output_type)[0]
         return ImagePart(image, piece.codes, piece.is_complete)
-
-
-def assign_generators(
-    conversations: Sequence[LuminaMGPTConversation], generator: torch.Generator | list[torch.Generator] | None
-) -> None:
-    """Give the conversations the generators of a call, those without any a random one."""
-    for index, conversation in enumerate(conversations):
-        if isinstance(generator, list):
-            conversation.generator = generator[index]
-        elif generator is not None and len(conversations) == 1:
-            conversation.generator = generator
-        elif generator is not None:
-            seed = torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device)
-            conversation.generator = torch.Generator(generator.device).manual_seed(int(seed))
-        elif conversation.generator is None:
-            conversation.generator = torch.Generator()
-            conversation.generator.seed()  # from the system: the global random state stays as it is
 
 
 def merge_text(parts: Iterable[TextPart | ImagePart]) -> list[TextPart | ImagePart]:
@@ -441,3 +442,6 @@ def merge_text(parts: Iterable[TextPart | ImagePart]) -> list[TextPart | ImagePa
         else:
             merged.append(part)
     return merged
+
+
+LuminaMGPTChatPipeline.stream.__signature__ = stream_signature(LuminaMGPTChatPipeline)

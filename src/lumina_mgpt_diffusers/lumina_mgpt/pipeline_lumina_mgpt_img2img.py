@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,24 +10,37 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 
-from .decoding import ImageDecoder
+from .engine import Engine
 from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
-from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline
+from .noise import draw_key
+from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator, warn_once
 from .pipeline_output import LuminaMGPTImg2ImgPipelineOutput
 from .prompts import Task, encode_conversation, find_task
-from .scheduling_lumina_mgpt import LuminaMGPTScheduler
-from .size_tags import SizeTags, choose_sizes
-from .streaming import SamplingLoopMixin
+from .request import Grammar, Request
+from .scheduling_lumina_mgpt import DRAFT_INITS
+from .streaming import (
+    Call,
+    Codes,
+    LuminaMGPTStreamOutput,
+    arguments_of,
+    call_arguments,
+    sample_images,
+    stream_signature,
+)
 from .unirep import nearest_size
 from .validation import (
+    MAX_IMAGES_PER_PROMPT,
+    check_callback,
+    check_choice,
     check_codes,
     check_crop_generator,
     check_generator,
-    check_guidance_scale,
     check_integer,
+    check_num_draft_tokens,
+    check_number,
     check_size,
-    check_temperature,
-    check_top_k,
+    check_text,
+    shown,
 )
 
 
@@ -37,7 +50,7 @@ EXAMPLE_DOC_STRING = """
         >>> import torch
         >>> from lumina_mgpt_diffusers import LuminaMGPTImg2ImgPipeline
 
-        >>> pipe = LuminaMGPTImg2ImgPipeline.from_pretrained("path/to/Lumina-mGPT-Omni", torch_dtype=torch.bfloat16)
+        >>> pipe = LuminaMGPTImg2ImgPipeline.from_pretrained("path/to/Lumina-mGPT-Omni", dtype=torch.bfloat16)
         >>> pipe.to("cuda")
         >>> night = pipe("Make it night.", image="fox.png", generator=torch.Generator().manual_seed(0)).images[0]
         >>> depth = pipe(image="fox.png", task="depth").arrays[0]
@@ -45,7 +58,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
+class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
     r"""
     Pipeline for images from images with Lumina-mGPT (https://huggingface.co/papers/2408.02657): editing, depth,
     normals, segmentation, pose, detection, and generation controlled by such an image.
@@ -65,54 +78,6 @@ class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
     """
 
     _callback_tensor_inputs = ["latents"]
-
-    def check_inputs(
-        self,
-        prompts: Sequence[object],
-        images: Sequence[Sequence[LoadedImage]],
-        height: int | None,
-        width: int | None,
-        size: str | None,
-        guidance_scale: float,
-        temperature: float,
-        top_k: int | None,
-        num_images_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        crop_generator: torch.Generator | None,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: list[str] | None,
-    ) -> None:
-        """Check the arguments of [`__call__`], defaults filled in. Raises a `ValueError` that names the wrong one."""
-        if self.tokenizer is None:
-            raise ValueError("This pipeline has no tokenizer, without which it cannot encode `prompt`.")
-        wrong = [prompt for prompt in prompts if not (prompt is None or isinstance(prompt, str))]
-        if wrong:
-            raise ValueError(f"`prompt` has to be a string or a list of strings but holds {wrong[0]!r}.")
-        if size not in (None, "free"):
-            raise ValueError(f"`size` has to be None or 'free' but is {size!r}.")
-        if size == "free" and (height is not None or width is not None):
-            raise ValueError(
-                f"`height` and `width` have to be None with `size='free'` but are {height!r} and {width!r}."
-            )
-        vocabulary = self.image_vocabulary
-        for own in images:
-            for image in own:
-                if isinstance(image, torch.Tensor):
-                    check_codes("image", image, vocabulary)
-        for wanted in self._sizes(images, height, width):
-            check_size(*wanted, self.scheduler.config.resolution, vocabulary.max_side)
-        check_guidance_scale(guidance_scale)
-        check_temperature(temperature)
-        check_top_k(top_k)
-        check_integer("num_images_per_prompt", num_images_per_prompt, least=1)
-        check_generator(generator, len(images) * num_images_per_prompt)
-        check_crop_generator(crop_generator)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` has to be one of {list(OUTPUT_TYPES)} but is {output_type!r}.")
-        allowed = self._callback_tensor_inputs
-        unknown = [name for name in callback_on_step_end_tensor_inputs or [] if name not in allowed]
-        if unknown:
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {allowed}, but found {unknown}")
 
     def _sizes(
         self, images: Sequence[Sequence[LoadedImage]], height: int | None, width: int | None
@@ -147,13 +112,25 @@ class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             `list[list[int]]`: Token ids, each up to the separator before the answer.
         """
         contents = [task.content(prompt, len(own)) for prompt, own in zip(prompts, images)]
+        return self._encode(contents, [self._encode_images(images, crop_generator)[id(own)] for own in images])
+
+    def _encode_images(
+        self, images: Sequence[Sequence[LoadedImage]], crop_generator: torch.Generator | None
+    ) -> dict[int, list[list[int]]]:
+        """Tokens of the images of each prompt, by the identity of their list: those of all prompts only once."""
         vocabulary, device = self.image_vocabulary, self._execution_device
-        contexts = []
-        for content, own in zip(contents, images):
-            codes = encode_images(self.vqvae, own, self.scheduler.config.resolution, device, crop_generator)
-            tokens = [vocabulary.to_tokens(one).tolist() for one in codes]
-            contexts.append(encode_conversation(self.tokenizer, [{"role": "user", "content": content}], tokens))
-        return contexts
+        tokens = {}
+        for own in images:
+            if id(own) not in tokens:
+                codes = encode_images(self.vqvae, own, self.scheduler.config.resolution, device, crop_generator)
+                tokens[id(own)] = [vocabulary.to_tokens(one).tolist() for one in codes]
+        return tokens
+
+    def _encode(self, contents: Sequence[list[dict]], images: Sequence[list[list[int]]]) -> list[list[int]]:
+        return [
+            encode_conversation(self.tokenizer, [{"role": "user", "content": content}], own)
+            for content, own in zip(contents, images)
+        ]
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -178,6 +155,14 @@ class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
         | MultiPipelineCallbacks
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        negative_prompt: str | list[str] | None = None,
+        strength: float | None = None,
+        num_inference_steps: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        num_draft_tokens: int | str | None = None,
+        draft_init: str | None = None,
+        return_log_probs: bool = False,
     ) -> LuminaMGPTImg2ImgPipelineOutput | tuple:
         r"""
         Generate images from images.
@@ -201,14 +186,13 @@ class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
                 `"free"` lets the model choose the size, among grids of at most the trained area and aspect ratio.
             guidance_scale (`float`, *optional*):
                 Scale s of classifier-free guidance, `unconditional + s * (conditional - unconditional)`, where the
-                unconditional branch sees the new image alone; 1 turns it off. By default the task's, or else the
-                scheduler's, as for the other sampler settings.
+                unconditional branch sees the new image alone; values of 1 and less turn it off. By default the task's,
+                or else the scheduler's, as for the other sampler settings.
             num_images_per_prompt (`int`, defaults to 1):
                 Number of images to generate for each prompt.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                One generator, from which the images draw their noise in order, or one for each image. With
-                `size="free"` the noise of the sizes is drawn first. Without one, images are random; the global random
-                state is neither used nor changed.
+                One generator, from which each image in turn draws the key of its noise, or one for each image. Without
+                one, images are random; the global random state is neither used nor changed.
             temperature (`float`, *optional*):
                 Divides the guided logits; 0 takes the most likely code.
             top_k (`int`, *optional*):
@@ -220,10 +204,25 @@ class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`LuminaMGPTImg2ImgPipelineOutput`] or a tuple.
             callback_on_step_end (`Callable` or [`PipelineCallback`], *optional*):
-                Called after every forward as in [`LuminaMGPTPipeline`]. Images of different sizes are sampled one size
-                after the other, and it sees those of one size.
+                Called after every forward as in [`LuminaMGPTPipeline`], with `size="free"` from when all sizes are
+                chosen. The latents of images of different sizes are a list.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
                 The tensors that the callback gets in `kwargs`.
+            negative_prompt (`str` or `list[str]`, *optional*):
+                What to guide away from: the prompt of the unconditional branch, which then sees the input image too.
+            strength (`float`, *optional*), num_inference_steps (`int`, *optional*):
+                Accepted so that scripts for other pipelines run. How much of the image changes is for the instruction
+                to say, and the number of sampled codes follows from the size.
+            top_p (`float`, *optional*):
+                Only the most likely codes may be drawn whose probabilities just add up to this.
+            min_p (`float`, *optional*):
+                Only codes at least this times as likely as the most likely one may be drawn.
+            num_draft_tokens (`int` or `"auto"`, *optional*):
+                Number of tokens that a forward evaluates ahead. It decides the speed, not the images.
+            draft_init (`str`, *optional*):
+                How codes are first guessed.
+            return_log_probs (`bool`, defaults to `False`):
+                Whether the output has the log-probabilities with which the codes were sampled.
 
         Examples:
 
@@ -234,146 +233,177 @@ class LuminaMGPTImg2ImgPipeline(SamplingLoopMixin, LuminaMGPTBasePipeline):
         Raises:
             `ValueError`: If an argument is wrong, before any model runs.
         """
-        # 1. Fill in the defaults and check the arguments
-        task = find_task(task)
-        config = self.scheduler.config
-        guidance_scale = _first_given(guidance_scale, task.guidance_scale, config.guidance_scale)
-        temperature = _first_given(temperature, task.temperature, config.temperature)
-        top_k = _first_given(top_k, task.top_k, config.top_k or 0)
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        prompts, images = pair_up(prompt, image)
-        self.check_inputs(
-            prompts,
-            images,
-            height,
-            width,
-            size,
-            guidance_scale,
-            temperature,
-            top_k,
-            num_images_per_prompt,
-            generator,
-            crop_generator,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
-        self._guidance_scale = guidance_scale
-        self._interrupt = False
+        # 1. Sample the codes
+        (result,) = self._start(every=None, **call_arguments(locals()))
 
-        # 2. Encode the prompts and images
-        contexts = self.encode_prompts(prompts, images, task, crop_generator)
-        contexts = [context for context in contexts for _ in range(num_images_per_prompt)]
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()  # from the system: the global random state stays as it is
-
-        # 3. Decide the sizes
-        if size == "free":
-            sizes = choose_sizes(
-                self.transformer,
-                self.scheduler,
-                SizeTags(self.image_vocabulary, config.resolution),
-                contexts,
-                generator if isinstance(generator, list) else [generator] * len(contexts),
-                self._execution_device,
-                temperature,
-                top_k,
-            )
-        else:
-            sizes = [one for one in self._sizes(images, height, width) for _ in range(num_images_per_prompt)]
-            for one in dict.fromkeys(sizes):
-                self._warn_of_size(*one)
-
-        # 4. Sample the codes, those of one size together
-        codes: list[torch.LongTensor | None] = [None] * len(contexts)
-        generators = self._in_order(generator, sizes)
-        for one in dict.fromkeys(sizes):
-            rows = [row for row, other in enumerate(sizes) if other == one]
-            sampled = self._sample_size(
-                one,
-                [contexts[row] for row in rows],
-                [generators[row] for row in rows],
-                temperature,
-                top_k,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-            )
-            for row, own in zip(rows, sampled):
-                codes[row] = own
-
-        # 5. Decode the images
-        images, arrays = self._decode(codes, task, output_type)
+        # 2. Decode the images
+        images, arrays = self._decode(result.codes, find_task(task), output_type)
         self.maybe_free_model_hooks()
 
         if not return_dict:
             return (images, arrays)
-        return LuminaMGPTImg2ImgPipelineOutput(images=images, arrays=arrays)
+        return LuminaMGPTImg2ImgPipelineOutput(images=images, log_probs=result.log_probs, arrays=arrays)
 
-    def _in_order(
-        self, generator: torch.Generator | list[torch.Generator], sizes: Sequence[tuple[int, int]]
-    ) -> list[torch.Generator]:
-        """A generator for each image, such that images of different sizes draw in their order all the same."""
-        if isinstance(generator, list):
-            return generator
-        if len(set(sizes)) == 1:
-            return [generator] * len(sizes)
-        generators = []
-        for height, width in sizes:
-            generators.append(torch.Generator(generator.device))
-            generators[-1].set_state(generator.get_state())
-            num_codes = (height // self.vae_scale_factor) * (width // self.vae_scale_factor)
-            LuminaMGPTScheduler.draw_noise((num_codes, self.vqvae.config.num_vq_embeddings), generator)
-        return generators
+    def stream(self, *args, every: int | None = 1, **kwargs) -> Iterator[LuminaMGPTStreamOutput]:
+        r"""
+        Generate images from images, to be watched while they are sampled.
 
-    def _sample_size(
+        The arguments are those of [`__call__`] but for `return_dict`, and the codes at the end are the same. They are
+        checked at once; the sampling goes on as the iterator is asked for more.
+
+        Args:
+            every (`int`, *optional*, defaults to 1):
+                Yield after so many rows of codes, each of them 16 pixels; None for once at the end.
+
+        Yields:
+            [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
+        """
+        return self._start(**arguments_of(self.stream, *args, every=every, **kwargs))
+
+    @torch.no_grad()
+    def _start(
         self,
-        size: tuple[int, int],
-        contexts: list[list[int]],
-        generators: list[torch.Generator],
-        temperature: float,
-        top_k: int,
-        callback: Callable | None,
-        callback_tensor_inputs: list[str],
-    ) -> torch.LongTensor:
-        """Codes `(num_images, rows, columns)` of the images of one size."""
-        rows, columns = (side // self.vae_scale_factor for side in size)
-        device = self._execution_device
-        self._num_timesteps = rows * columns
-        self._warn_of_length(max(map(len, contexts)) + self.image_vocabulary.num_tokens(*size))
-        self.scheduler.set_timesteps(self._num_timesteps, device=device)
-        decoder = ImageDecoder(
+        prompt: str | list[str] | None,
+        image: object,
+        task: str | Task,
+        height: int | None,
+        width: int | None,
+        size: str | None,
+        guidance_scale: float | None,
+        num_images_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        temperature: float | None,
+        top_k: int | None,
+        crop_generator: torch.Generator | None,
+        output_type: str,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: list[str],
+        negative_prompt: str | list[str] | None,
+        strength: float | None,
+        num_inference_steps: int | None,
+        top_p: float | None,
+        min_p: float | None,
+        num_draft_tokens: int | str | None,
+        draft_init: str | None,
+        return_log_probs: bool,
+        every: int | None,
+    ) -> Iterator[LuminaMGPTStreamOutput]:
+        # 1. Check the arguments and fill in the defaults
+        task = find_task(task)
+        if self.tokenizer is None:
+            raise ValueError("This pipeline has no tokenizer, without which it cannot encode `prompt`.")
+        prompts, images = pair_up(prompt, image)
+        negatives = None
+        if negative_prompt is not None:
+            is_list = isinstance(negative_prompt, (list, tuple))
+            negatives = list(negative_prompt) if is_list else [negative_prompt] * len(prompts)
+            if len(negatives) != len(prompts):
+                raise ValueError(f"There are {len(prompts)} prompts but {len(negatives)} negative prompts.")
+        for name, texts in (("prompt", prompts), ("negative_prompt", negatives or [])):
+            for text in texts:
+                if not (text is None or isinstance(text, str)):
+                    raise ValueError(f"`{name}` has to be a string or a list of strings but holds {shown(text)}.")
+                check_text(name, text or "")
+        contents = [task.content(text, len(own)) for text, own in zip(prompts, images)]
+        negative_contents = [task.content(text, len(own)) for text, own in zip(negatives or [], images)]
+        check_choice("size", size, (None, "free"))
+        if size == "free" and (height is not None or width is not None):
+            raise ValueError(
+                f"`height` and `width` have to be None with `size='free'` but are {height!r} and {width!r}."
+            )
+        vocabulary = self.image_vocabulary
+        for own in images:
+            for one in own:
+                if isinstance(one, torch.Tensor):
+                    check_codes("image", one, vocabulary)
+        sizes = [
+            check_size(*wanted, self.scheduler.config.resolution, vocabulary.max_side)
+            for wanted in self._sizes(images, height, width)
+        ]
+        settings = self.scheduler.settings(
+            guidance_scale=_first_given(guidance_scale, task.guidance_scale),
+            temperature=_first_given(temperature, task.temperature),
+            top_k=_first_given(top_k, task.top_k),
+            top_p=top_p,
+            min_p=min_p,
+        )
+        if num_draft_tokens is not None:
+            check_num_draft_tokens(num_draft_tokens)
+        if draft_init is not None:
+            check_choice("draft_init", draft_init, DRAFT_INITS)
+        repeats = check_integer("num_images_per_prompt", num_images_per_prompt, least=1, most=MAX_IMAGES_PER_PROMPT)
+        generator = check_generator(generator, len(images) * repeats)
+        check_crop_generator(crop_generator)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        tensor_inputs = check_callback(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
+        if every is not None:
+            every = check_integer("every", every, least=1)
+        if num_inference_steps is not None:
+            check_integer("num_inference_steps", num_inference_steps, least=1)
+        if strength is not None:
+            check_number("strength", strength, 1.0)
+        for name, value in (("strength", strength), ("num_inference_steps", num_inference_steps)):
+            if value is not None:
+                warn_once(
+                    f"`{name}` does not apply to Lumina-mGPT, which samples the codes of a new image one by one. The"
+                    " value is ignored."
+                )
+        if size is None:
+            for one in dict.fromkeys(sizes):
+                self._warn_of_size(*one)
+
+        # 2. Encode the prompts and images
+        tokens = self._encode_images(images, crop_generator)
+        tokens = [tokens[id(own)] for own in images]
+        contexts = self._encode(contents, tokens)
+        unconditional_contexts = self._encode(negative_contents, tokens) or [[] for _ in contexts]
+        self._warn_of_length(
+            max(len(context) + vocabulary.num_tokens(*wanted) for context, wanted in zip(contexts, sizes))
+        )
+
+        # 3. Sample the codes
+        engine = Engine(
             self.transformer,
             self.scheduler,
-            self.image_vocabulary,
-            contexts,
-            [[] for _ in contexts] if self.do_classifier_free_guidance else None,
-            torch.full((len(contexts), rows, columns), -1),
-            generators,
-            device=device,
-            guidance_scale=self._guidance_scale,
-            temperature=temperature,
-            top_k=top_k,
-            kept_cache=self._take_kept_cache(),
+            Grammar(vocabulary, self.scheduler.config.resolution),
+            self._execution_device,
+            num_draft_tokens,
+            draft_init,
         )
-        (result,) = self._sample_codes(decoder, callback, callback_tensor_inputs, "latent", every=None)
-        return result.codes
+        generators = iter(start_generator(generator, len(contexts) * repeats))
+        rows = [
+            engine.submit(
+                Request(
+                    context=context,
+                    settings=settings,
+                    key=draw_key(next(generators)),
+                    unconditional_context=unconditional_context,
+                    size=wanted if size is None else None,
+                    is_image=True,
+                    needs_log_probs=return_log_probs,
+                )
+            )
+            for context, unconditional_context, wanted in zip(contexts, unconditional_contexts, sizes)
+            for _ in range(repeats)
+        ]
+        call = Call(guidance_scale=settings.guidance_scale)
+        self._last_call = call
+        return sample_images(self, call, engine, rows, callback_on_step_end, tensor_inputs, output_type, every)
 
     def _decode(
-        self, codes: list[torch.LongTensor], task: Task, output_type: str
+        self, codes: Codes, task: Task, output_type: str
     ) -> tuple[list | np.ndarray | torch.Tensor, list[np.ndarray] | None]:
         """The images of the codes, and what they mean."""
-        same_size = len({one.shape for one in codes}) == 1
-        if output_type == "latent":
-            return torch.stack(codes) if same_size else codes, None
+        if output_type == "latent" or task.to_array is None:
+            return self.decode_images(codes, output_type), None
         pixels = [self.decode_codes(one[None]) for one in codes]
-        arrays = None
-        if task.to_array is not None:
-            pil = [self.image_processor.postprocess(one, output_type="pil")[0] for one in pixels]
-            arrays = [task.to_array(np.asarray(one)) for one in pil]
-        if same_size:
-            return self.image_processor.postprocess(torch.cat(pixels), output_type=output_type), arrays
-        return [self.image_processor.postprocess(one, output_type=output_type)[0] for one in pixels], arrays
+        pil = [self.image_processor.postprocess(one, output_type="pil")[0] for one in pixels]
+        arrays = [task.to_array(np.asarray(one)) for one in pil]
+        if isinstance(codes, list):
+            return [self.image_processor.postprocess(one, output_type=output_type)[0] for one in pixels], arrays
+        return self.image_processor.postprocess(torch.cat(pixels), output_type=output_type), arrays
 
 
 def pair_up(prompt: object, image: object) -> tuple[list[str | None], list[list[LoadedImage]]]:
@@ -388,7 +418,7 @@ def pair_up(prompt: object, image: object) -> tuple[list[str | None], list[list[
         raise ValueError("`image` has to hold at least one image for each prompt but holds an empty list.")
     prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt] * len(images)
     if len(images) == 1:
-        images = images * len(prompts)
+        images = images * len(prompts)  # the same list, whose images are encoded once
     if len(prompts) != len(images) or not prompts:
         raise ValueError(f"There are {len(prompts)} prompts in `prompt` but {len(images)} images in `image`.")
     return prompts, images
@@ -396,3 +426,6 @@ def pair_up(prompt: object, image: object) -> tuple[list[str | None], list[list[
 
 def _first_given(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
+
+
+LuminaMGPTImg2ImgPipeline.stream.__signature__ = stream_signature(LuminaMGPTImg2ImgPipeline)

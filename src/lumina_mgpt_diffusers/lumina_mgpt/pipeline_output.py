@@ -21,10 +21,14 @@ class LuminaMGPTPipelineOutput(BaseOutput):
             The images: a list of PIL images, an array of shape `(num_images, height, width, 3)` or a tensor of shape
             `(num_images, 3, height, width)` with values in [0, 1], or with `output_type="latent"` the VQ codes,
             `torch.LongTensor` of shape `(num_images, height / 16, width / 16)`, -1 where an interrupted call had not
-            sampled one yet.
+            sampled one yet. Arrays, tensors and codes of images of different sizes are a list.
+        log_probs (`torch.Tensor` of the shape of the codes, *optional*):
+            With `return_log_probs`, float32: log-probabilities with which the codes were sampled, guidance and
+            restriction included; 0 for codes that were given and where nothing is random.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    log_probs: torch.Tensor | list[torch.Tensor] | None = None
 
 
 @dataclass
@@ -34,7 +38,9 @@ class LuminaMGPTImg2ImgPipelineOutput(LuminaMGPTPipelineOutput):
 
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
-            As in [`LuminaMGPTPipelineOutput`]. Arrays, tensors and codes of images of different sizes are a list.
+            As in [`LuminaMGPTPipelineOutput`].
+        log_probs (`torch.Tensor` or `list[torch.Tensor]`, *optional*):
+            As in [`LuminaMGPTPipelineOutput`].
         arrays (`list[np.ndarray]`, *optional*):
             What the images mean, for the tasks that define it, see [`Task`].
     """

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn as nn
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from .validation import check_guidance_scale, check_temperature, check_top_k, is_integer
+from .noise import draw_key, gumbel_noise
+from .validation import (
+    check_choice,
+    check_guidance_scale,
+    check_integer,
+    check_num_draft_tokens,
+    check_number,
+    check_resolution,
+    check_temperature,
+    check_top_k,
+    check_top_p,
+)
 
 
 DRAFT_INITS = ("logits", "above", "random")
@@ -33,14 +47,87 @@ class LuminaMGPTSchedulerOutput(BaseOutput):
     num_accepted: torch.LongTensor
 
 
+@dataclass(frozen=True)
+class SamplerSettings:
+    """
+    How one image or answer is sampled, see [`LuminaMGPTScheduler`]; all in the form that sampling takes: a `top_k` of
+    0 for all, a `temperature` of 0 where nothing is random, a `guidance_scale` of 1 where it is off.
+    """
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    text_temperature: float = 1.0
+    text_top_k: int = 0
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale > 1
+
+    def for_text(self) -> SamplerSettings:
+        """The settings of text, which is neither guided nor cut by probability."""
+        temperature = 0.0 if self.text_top_k == 1 else self.text_temperature
+        return replace(
+            self, guidance_scale=1.0, temperature=temperature, top_k=self.text_top_k, top_p=1.0, min_p=0.0
+        )
+
+
+class SamplingPlaces:
+    """
+    What a sampling rule may know of the places that it samples.
+
+    Args:
+        settings (`list[SamplerSettings]`): Of each image.
+        device (`torch.device`): Where the sampling runs.
+
+    Attributes:
+        index (`torch.LongTensor` of shape `(batch_size, window)`): Raster index of each code in its image.
+        num_codes, num_columns (`torch.LongTensor` of shape `(batch_size, 1)`):
+            Number of codes of each image, and of one of its rows.
+        guidance_scale, temperature, top_p, min_p (`torch.Tensor` of shape `(batch_size, 1)`): float32 settings.
+        top_k (`torch.LongTensor` of shape `(batch_size, 1)`): Number of codes that may be drawn, 0 for all.
+        is_random (`torch.Tensor` of shape `(batch_size, 1)`): 1 where there is noise, 0 where the greatest logit wins.
+    """
+
+    index: torch.LongTensor
+    num_codes: torch.LongTensor
+    num_columns: torch.LongTensor
+
+    def __init__(self, settings: Sequence[SamplerSettings], device: torch.device) -> None:
+        self.settings = list(settings)
+
+        def column(values: list, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype).to(device)[:, None]
+
+        self.guidance_scale = column([one.guidance_scale for one in settings])
+        self.temperature = column([one.temperature or 1.0 for one in settings])
+        self.is_random = column([float(one.temperature > 0) for one in settings])
+        self.top_k = column([one.top_k for one in settings], torch.long)
+        self.top_p = column([one.top_p for one in settings])
+        self.min_p = column([one.min_p for one in settings])
+        # What the host has to know: without it a rule would wait for the device.
+        self.any_random = any(one.temperature > 0 for one in settings)
+        self.any_top_p = any(one.temperature > 0 and one.top_p < 1 for one in settings)
+        self.any_min_p = any(one.temperature > 0 and one.min_p > 0 for one in settings)
+        self.greatest_top_k = max((one.top_k for one in settings if one.temperature > 0), default=0)
+
+    def at(self, index: torch.LongTensor) -> SamplingPlaces:
+        """The same images at other places."""
+        places = copy.copy(self)
+        places.index = index
+        return places
+
+
 class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
     """
     The sampler of Lumina-mGPT's image codes: classifier-free guidance, top-k, temperature and checked drafts.
 
-    **Noise belongs to the place.** For the code at raster index r a Gumbel vector G[r] over the whole codebook is
-    drawn from the generator of its image. The code is the argmax, over the `top_k` greatest guided logits, of
-    `guided / temperature + G[r]`, a sample of the softmax of `guided / temperature` restricted to them. Which code a
-    place gets is thus a fixed function of the codes before it.
+    **Noise belongs to the place.** For the place at index r of an image there is a Gumbel vector G[r] over the whole
+    codebook, a function of the image's 64-bit key and r alone. The code is the argmax, over the codes that
+    [`restrict`] leaves of the guided logits, of `guided / temperature + G[r]`, a sample of the softmax of
+    `guided / temperature` restricted to them. Which code a place gets is thus a fixed function of the codes before it.
 
     **Drafts are checked by equality.** A forward may evaluate, beside the last final code, `num_draft_tokens` guesses
     of the codes to come. Each place it evaluates gets its code by the rule above; guesses are accepted for as long as
@@ -48,29 +135,41 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
     (compare Speculative Jacobi Decoding, https://huggingface.co/papers/2410.01699, which samples anew each time):
     the image does not depend on the number of drafts, on how they are guessed, nor on the rest of the batch.
 
+    **A rule of one's own** is a subclass that overrides [`guide`] or [`restrict`]. Both see logits, and where they
+    stand, of any number of places at once, and have to treat each by itself; drafts are then exact for it too.
+
     This model inherits from [`SchedulerMixin`] and [`ConfigMixin`]. Check the superclass documentation for the generic
     methods the library implements for all schedulers such as loading and saving.
 
     Args:
         guidance_scale (`float`, defaults to 4.0):
-            Scale s of classifier-free guidance, `unconditional + s * (conditional - unconditional)`. 1.0 turns it
-            off. (The original code's definition; the paper prints s - 1.)
+            Scale s of classifier-free guidance, `unconditional + s * (conditional - unconditional)`. Values of 1 and
+            less turn it off. (The original code's definition; the paper prints s - 1.)
         temperature (`float`, defaults to 1.0):
-            Divides the guided logits. 0 takes the greatest.
+            Divides the guided logits. 0 takes the greatest, and so do values below 1e-20.
         top_k (`int`, *optional*, defaults to 2000):
             Number of codes that may be drawn. `None` or 0 for all.
+        top_p (`float`, defaults to 1.0):
+            Only the most likely codes may be drawn whose probabilities just add up to this, after `top_k`.
+        min_p (`float`, defaults to 0.0):
+            Only codes at least this times as likely as the most likely one may be drawn.
         text_temperature (`float`, defaults to 1.0):
             Temperature of text tokens.
         text_top_k (`int`, *optional*, defaults to 5):
             Number of text tokens that may be drawn. `None` or 0 for all.
         resolution (`int`, defaults to 768):
             Base size of the checkpoint in pixels, from which the sizes it was trained on follow.
-        num_draft_tokens (`int`, defaults to 0):
-            Number of tokens that a forward evaluates ahead. 0 is plain autoregression.
+        num_draft_tokens (`int` or `"auto"`, defaults to `"auto"`):
+            Number of tokens that a forward evaluates ahead; 0 is plain autoregression. `"auto"` follows what is
+            measured as images are sampled: the time of a forward and the drafts that are accepted.
         draft_init (`str`, defaults to `"logits"`):
             First guess of a code: `"logits"` takes the code that its noise chooses from the logits of the places above
             and beside it, `"above"` copies the code above it, `"random"` takes the code that its noise alone would
             choose.
+        batch_invariant (`bool`, *optional*):
+            Whether bfloat16 and float16 images may not depend on drafts and batch either, which holds where all
+            forwards have shapes whose kernels round alike. By default that is so on CPUs; on GPUs it costs the larger
+            part of what batches and drafts gain.
     """
 
     order = 1
@@ -84,104 +183,158 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         text_temperature: float = 1.0,
         text_top_k: int | None = 5,
         resolution: int = 768,
-        num_draft_tokens: int = 0,
+        num_draft_tokens: int | str = "auto",
         draft_init: str = "logits",
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        batch_invariant: bool | None = None,
     ) -> None:
-        check_guidance_scale(guidance_scale)
-        for name, value in (("temperature", temperature), ("text_temperature", text_temperature)):
-            check_temperature(value, name)
-        for name, value in (("top_k", top_k), ("text_top_k", text_top_k)):
-            check_top_k(value, name)
-        if not is_integer(resolution) or resolution < 32 or resolution % 32:
-            raise ValueError(f"`resolution` has to be a positive multiple of 32 pixels but is {resolution!r}.")
-        if not is_integer(num_draft_tokens) or num_draft_tokens < 0:
-            raise ValueError(f"`num_draft_tokens` has to be an integer >= 0 but is {num_draft_tokens!r}.")
-        if draft_init not in DRAFT_INITS:
-            raise ValueError(f"`draft_init` has to be one of {list(DRAFT_INITS)} but is {draft_init!r}.")
+        self.settings()
+        check_resolution(resolution)
+        check_num_draft_tokens(num_draft_tokens)
+        check_choice("draft_init", draft_init, DRAFT_INITS)
+        check_choice("batch_invariant", batch_invariant, (None, True, False))
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0, dtype=torch.long)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """
-        Set the raster indices of the codes to sample. Run before the sampling starts.
+        Set the raster indices of the codes to sample, for loops of one's own around [`step`].
 
         Args:
             num_inference_steps (`int`): Number of codes of an image.
             device (`str` or `torch.device`, *optional*): Device of the timesteps.
         """
-        if not is_integer(num_inference_steps) or num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` has to be an integer >= 1 but is {num_inference_steps!r}.")
-        self.num_inference_steps = num_inference_steps
+        self.num_inference_steps = check_integer("num_inference_steps", num_inference_steps, least=1)
         self.timesteps = torch.arange(num_inference_steps, device=device)
 
-    @staticmethod
-    def draw_noise(
-        shape: tuple[int, ...], generator: torch.Generator, device: str | torch.device | None = None
+    def settings(self, **overrides: float | None) -> SamplerSettings:
+        """
+        The sampler settings of a call: those of the configuration but for `overrides` that are not None.
+
+        Raises:
+            `ValueError`: If one is out of its range.
+        """
+        def of(name: str) -> float | None:
+            return self.config[name] if overrides.get(name) is None else overrides[name]
+
+        top_k = check_top_k(of("top_k"))
+        return SamplerSettings(
+            guidance_scale=max(check_guidance_scale(of("guidance_scale")), 1.0),
+            temperature=check_temperature(of("temperature")) if top_k != 1 else 0.0,
+            top_k=top_k,
+            top_p=check_top_p(of("top_p")),
+            min_p=check_number("min_p", of("min_p"), 1.0),
+            text_temperature=check_temperature(of("text_temperature"), "text_temperature"),
+            text_top_k=check_top_k(of("text_top_k"), "text_top_k"),
+        )
+
+    # The rule
+
+    def guide(
+        self, conditional: torch.Tensor, unconditional: torch.Tensor, places: SamplingPlaces
     ) -> torch.Tensor:
         """
-        Draw the Gumbel noise of one image in raster order.
+        Classifier-free guidance. Not called where it is off.
 
         Args:
-            shape (`tuple[int, ...]`): `(num_codes_of_the_image, codebook_size)`.
-            generator (`torch.Generator`): The image's generator, on any device.
-            device (`str` or `torch.device`, *optional*): Where the noise is wanted, by default at the generator's.
+            conditional, unconditional (`torch.Tensor` of shape `(batch_size, window, num_codes)`): float32 logits.
+            places ([`SamplingPlaces`]): Where they stand.
 
         Returns:
-            `torch.Tensor`: float32 noise of that shape.
+            `torch.Tensor` of the same shape: Guided logits.
         """
-        uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
-        # 0 would become a noise of -inf and could leave a place without any finite score.
-        uniform = uniform.to(device or generator.device).clamp_(min=torch.finfo(torch.float32).tiny)
-        return uniform.log_().neg_().log_().neg_()
+        return unconditional + places.guidance_scale[..., None] * (conditional - unconditional)
 
-    def sample(
-        self,
-        logits: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-    ) -> torch.LongTensor:
+    def restrict(self, logits: torch.Tensor, places: SamplingPlaces) -> torch.Tensor:
+        """
+        Leave only the codes that may be drawn.
+
+        Args:
+            logits (`torch.Tensor` of shape `(batch_size, window, num_codes)`): float32 guided logits.
+            places ([`SamplingPlaces`]): Where they stand.
+
+        Returns:
+            `torch.Tensor` of the same shape: The logits, -inf for codes that may not be drawn.
+        """
+        num_codes = logits.shape[-1]
+        if 0 < places.greatest_top_k < num_codes:
+            greatest = logits.topk(places.greatest_top_k, dim=-1).values
+            top_k = places.top_k[..., None].expand(*logits.shape[:-1], 1)
+            lowest = greatest.gather(-1, (top_k - 1).clamp(0, greatest.shape[-1] - 1))
+            logits = logits.masked_fill((logits < lowest) & (top_k > 0) & (top_k < num_codes), -math.inf)
+        if places.any_min_p:
+            least = logits.amax(dim=-1, keepdim=True) + (places.temperature * places.min_p.log())[..., None]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        if places.any_top_p:
+            ordered, order = (logits / places.temperature[..., None]).sort(dim=-1, descending=True)
+            probabilities = ordered.softmax(dim=-1)
+            # A code is left out if those before it are enough.
+            is_enough = (probabilities.cumsum(dim=-1) - probabilities >= places.top_p[..., None]) & (
+                places.top_p[..., None] < 1
+            )
+            logits = logits.masked_fill(torch.zeros_like(is_enough).scatter(-1, order, is_enough), -math.inf)
+        return logits
+
+    def choose(self, logits: torch.Tensor, noise: torch.Tensor | None, places: SamplingPlaces) -> torch.LongTensor:
         """
         Choose the code of each place.
 
         Args:
-            logits (`torch.Tensor` of shape `(..., codebook_size)`): Guided logits, of any floating dtype.
-            noise (`torch.Tensor` of shape `(..., codebook_size)`, *optional*):
-                Gumbel noise of the places. Not needed at temperature 0 or a `top_k` of 1.
-            temperature (`float`, *optional*), top_k (`int`, *optional*):
-                Override the configuration; `top_k=0` for all.
+            logits (`torch.Tensor` of shape `(batch_size, window, num_codes)`): float32 guided logits.
+            noise (`torch.Tensor` of the same shape, *optional*): Gumbel noise. Not needed where nothing is random.
+            places ([`SamplingPlaces`]): Where they stand.
 
         Returns:
-            `torch.LongTensor` of shape `(...)`: Codes.
+            `torch.LongTensor` of shape `(batch_size, window)`: Codes.
         """
-        temperature = self.config.temperature if temperature is None else temperature
-        top_k = self.config.top_k if top_k is None else top_k
-        logits = logits.float()
-        if self.is_greedy(temperature, top_k):
-            return logits.argmax(dim=-1)
-        scores = logits / temperature + noise
-        if not top_k or top_k >= logits.shape[-1]:
-            return scores.argmax(dim=-1)
-        if logits.device.type != "cpu":
-            return self._argmax_of_top_k(scores, logits, top_k)
+        if noise is None:
+            return self._best(self.restrict(logits, places), None, places)
+        is_plain = type(self).restrict is LuminaMGPTScheduler.restrict
+        if logits.device.type != "cpu" or not is_plain or places.any_min_p or places.any_top_p:
+            return self._best(self.restrict(logits, places), noise, places)
         # The code of the greatest score of all is mostly among the `top_k`. To see whether it is takes a fraction of
         # the time that finding these takes; but it takes the host, which on a GPU would have to wait.
-        codes = scores.argmax(dim=-1)
-        is_outside = (logits > logits.gather(-1, codes[..., None])).sum(dim=-1) >= top_k
+        codes = self._best(logits, noise, places)
+        if not 0 < places.greatest_top_k < logits.shape[-1]:
+            return codes
+        rank = (logits > logits.gather(-1, codes[..., None])).sum(dim=-1)
+        is_outside = (rank >= places.top_k) & (places.top_k > 0)
         if is_outside.any():
-            codes[is_outside] = self._argmax_of_top_k(scores[is_outside], logits[is_outside], top_k)
+            rows = is_outside.any(dim=1).nonzero()[:, 0]
+            of_rows = SamplingPlaces([places.settings[row] for row in rows.tolist()], logits.device)
+            codes[rows] = self._best(self.restrict(logits[rows], of_rows), noise[rows], of_rows)
         return codes
 
-    @staticmethod
-    def _argmax_of_top_k(scores: torch.Tensor, logits: torch.Tensor, top_k: int) -> torch.LongTensor:
-        lowest = logits.topk(top_k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
-        return scores.masked_fill(logits < lowest, -math.inf).argmax(dim=-1)
+    def _best(
+        self, logits: torch.Tensor, noise: torch.Tensor | None, places: SamplingPlaces
+    ) -> torch.LongTensor:
+        if noise is None:
+            return logits.argmax(dim=-1)
+        # The noise is 0 times itself where nothing is random, so that a row has the same scores in every batch.
+        scores = logits / places.temperature[..., None]
+        return torch.addcmul(scores, noise, places.is_random[..., None]).argmax(dim=-1)
 
-    def is_greedy(self, temperature: float | None = None, top_k: int | None = None) -> bool:
-        """Whether the choice needs no noise. Arguments override the configuration as in [`sample`]."""
-        temperature = self.config.temperature if temperature is None else temperature
-        top_k = self.config.top_k if top_k is None else top_k
-        return temperature == 0 or top_k == 1
+    def log_probs(
+        self, logits: torch.Tensor, codes: torch.LongTensor, places: SamplingPlaces
+    ) -> torch.Tensor:
+        """
+        Logarithms of the probabilities with which codes are drawn: those of the rule, guidance and restriction
+        included.
+
+        Args:
+            logits (`torch.Tensor` of shape `(batch_size, window, num_codes)`): float32 guided logits.
+            codes (`torch.LongTensor` of shape `(batch_size, window)`): Codes.
+            places ([`SamplingPlaces`]): Where they stand.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, window)`: float32, 0 where nothing is random.
+        """
+        scores = self.restrict(logits, places) / places.temperature[..., None]
+        log_probs = scores.log_softmax(dim=-1).gather(-1, codes[..., None])[..., 0]
+        return log_probs.where(places.is_random > 0, 0.0)
+
+    # Acceptance
 
     def step(
         self,
@@ -192,6 +345,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         noise: torch.Tensor | None = None,
         given: torch.BoolTensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        places: SamplingPlaces | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         return_dict: bool = True,
@@ -202,19 +356,21 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         The function is pure: it changes neither its arguments nor the scheduler. Rows are independent.
 
         Args:
-            model_output (`torch.Tensor` of shape `(batch_size, window, codebook_size)`):
+            model_output (`torch.Tensor` of shape `(batch_size, window, num_codes)`):
                 Guided logits of the places `timestep, timestep + 1, …`; those after the first were computed from the
                 drafts that `sample` holds there.
             timestep (`int` or `torch.LongTensor` of shape `(batch_size,)`):
                 The first place that is not final. Places past the end of `sample` are ignored.
             sample (`torch.LongTensor` of shape `(batch_size, num_places)`):
                 Final codes before `timestep`, drafts from there on; -1 where there is none.
-            noise (`torch.Tensor` of shape `(batch_size, window, codebook_size)`, *optional*):
-                Gumbel noise of these places, see [`draw_noise`].
+            noise (`torch.Tensor` of shape `(batch_size, window, num_codes)`, *optional*):
+                Gumbel noise of these places, see [`~noise.gumbel_noise`].
             given (`torch.BoolTensor` of shape `(batch_size, num_places)`, *optional*):
                 Places whose value in `sample` is not to be sampled. They count as confirmed drafts.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                Draws the noise if none is passed: one for all rows or one for each.
+                If no noise is passed, draws a key for it: one for all rows or one for each.
+            places ([`SamplingPlaces`], *optional*):
+                Where the logits stand and how each row is sampled, instead of `temperature` and `top_k`.
             temperature (`float`, *optional*), top_k (`int`, *optional*):
                 Override the configuration; `top_k=0` for all.
             return_dict (`bool`, defaults to `True`): Whether to return a [`LuminaMGPTSchedulerOutput`] or a tuple.
@@ -222,44 +378,43 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         Returns:
             [`LuminaMGPTSchedulerOutput`] or `tuple`: `(prev_sample, num_accepted)`.
         """
-        batch_size, window, codebook_size = model_output.shape
+        batch_size, window, num_codes = model_output.shape
         if len(sample) != batch_size:
             raise ValueError(f"`sample` has {len(sample)} rows but `model_output` has {batch_size}.")
-        check_temperature(self.config.temperature if temperature is None else temperature)
-        check_top_k(self.config.top_k if top_k is None else top_k)
-        if noise is None and not self.is_greedy(temperature, top_k):
-            noise = self._draw_window(generator, batch_size, window, codebook_size, model_output.device)
-
         first = torch.as_tensor(timestep, device=sample.device).expand(batch_size)
-        places = first[:, None] + torch.arange(window, device=sample.device)  # (batch_size, window)
+        slots = first[:, None] + torch.arange(window, device=sample.device)  # (batch_size, window)
+        if places is None:
+            settings = self.settings(temperature=temperature, top_k=top_k)
+            places = SamplingPlaces([settings] * batch_size, model_output.device)
+            places.index = slots
+            places.num_codes = places.num_columns = torch.full_like(slots[:, :1], sample.shape[1])
+        if noise is None and places.any_random:
+            keys = self._draw_keys(generator, batch_size).to(model_output.device)
+            noise = gumbel_noise(keys[:, None].expand(-1, window), slots, num_codes)
+
         # Room for the places past the end, so that they need no case of their own.
-        padded = torch.nn.functional.pad(sample, (0, window), value=-1)
-        places = places.clamp(max=padded.shape[1] - 1)
-        drafts = padded.gather(1, places)
-        codes = self.sample(model_output, noise, temperature, top_k)
+        padded = nn.functional.pad(sample, (0, window), value=-1)
+        slots = slots.clamp(max=padded.shape[1] - 1)
+        drafts = padded.gather(1, slots)
+        codes = self.choose(model_output.float(), noise, places)
         if given is not None:
-            codes = torch.where(torch.nn.functional.pad(given, (0, window)).gather(1, places), drafts, codes)
+            codes = torch.where(nn.functional.pad(given, (0, window)).gather(1, slots), drafts, codes)
         confirmed = (codes == drafts)[:, :-1].long().cumprod(dim=1).sum(dim=1)
-        prev_sample = padded.scatter(1, places, codes)[:, : sample.shape[1]]
+        prev_sample = padded.scatter(1, slots, codes)[:, : sample.shape[1]]
 
         if not return_dict:
             return prev_sample, confirmed + 1
         return LuminaMGPTSchedulerOutput(prev_sample=prev_sample, num_accepted=confirmed + 1)
 
-    def _draw_window(
-        self,
-        generator: torch.Generator | list[torch.Generator] | None,
-        batch_size: int,
-        window: int,
-        codebook_size: int,
-        device: torch.device,
-    ) -> torch.Tensor:
+    def _draw_keys(
+        self, generator: torch.Generator | list[torch.Generator] | None, batch_size: int
+    ) -> torch.LongTensor:
         if generator is None:
             raise ValueError("`step` needs `noise` or `generator` unless `temperature` is 0 or `top_k` is 1.")
         generators = generator if isinstance(generator, list) else [generator] * batch_size
         if len(generators) != batch_size:
             raise ValueError(f"`generator` is a list of {len(generators)} but the batch size is {batch_size}.")
-        return torch.stack([self.draw_noise((window, codebook_size), one, device) for one in generators])
+        return torch.tensor([draw_key(one) for one in generators])
 
 
-__all__ = ["LuminaMGPTScheduler", "LuminaMGPTSchedulerOutput"]
+__all__ = ["LuminaMGPTScheduler", "LuminaMGPTSchedulerOutput", "SamplerSettings", "SamplingPlaces"]

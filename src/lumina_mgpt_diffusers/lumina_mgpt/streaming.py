@@ -3,20 +3,43 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import torch
 
-from .decoding import ImageDecoder, is_compiled
-from .kv_cache import SlotCache
+from .engine import Engine
+from .row import Row
+from .validation import check_callback_outputs
 
 
 if TYPE_CHECKING:
     from .pipeline_base import LuminaMGPTBasePipeline
+
+
+Codes = torch.LongTensor | list[torch.LongTensor]
+"""Of images of one size `(num_images, rows, columns)`, of several sizes a list of `(rows, columns)`."""
+
+
+@dataclass
+class Call:
+    """
+    What callbacks know a call by: `pipe._guidance_scale`, `pipe._interrupt` and `pipe.num_timesteps` are those of the
+    call that runs the callback, and outside of callbacks those of the last call.
+    """
+
+    guidance_scale: float = 1.0
+    num_timesteps: int = 0
+    interrupt: bool = False
+
+
+CURRENT_CALL: ContextVar[tuple[object, Call] | None] = ContextVar("current_call", default=None)
+"""The pipeline and the call whose callback runs."""
 
 
 @dataclass
@@ -26,21 +49,22 @@ class LuminaMGPTStreamOutput:
 
     Args:
         codes (`torch.LongTensor` of shape `(num_images, height / 16, width / 16)`):
-            The VQ codes so far, -1 where there is none yet.
+            The VQ codes so far, -1 where there is none yet. Of images of different sizes a list.
         num_rows (`int`): Number of rows of codes that are complete in every image.
         pipe ([`LuminaMGPTBasePipeline`]): Decodes them.
         output_type (`str`): Default of [`preview`].
+        log_probs (`torch.Tensor` of the shape of `codes`, *optional*):
+            At the end, if they were asked for: log-probabilities with which the codes were sampled.
     """
 
-    codes: torch.LongTensor
+    codes: Codes
     num_rows: int
     pipe: LuminaMGPTBasePipeline = field(repr=False)
     output_type: str
+    log_probs: torch.Tensor | list[torch.Tensor] | None = None
 
     @torch.no_grad()
-    def preview(
-        self, output_type: str | None = None
-    ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor | torch.LongTensor:
+    def preview(self, output_type: str | None = None) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor | Codes:
         """
         Decode the codes, those that are missing filled with the codes above them.
 
@@ -49,58 +73,145 @@ class LuminaMGPTStreamOutput:
         Args:
             output_type (`str`, *optional*): As in the call.
         """
-        output_type = output_type or self.output_type
-        if output_type == "latent":
-            return self.codes
-        return self.pipe.image_processor.postprocess(self.pipe.decode_codes(self.codes), output_type=output_type)
+        return self.pipe.decode_images(self.codes, output_type or self.output_type)
 
 
-class SamplingLoopMixin:
-    """Gives a pipeline the loop that runs an [`ImageDecoder`] to its end."""
+@torch.no_grad()
+def sample_images(
+    pipe: LuminaMGPTBasePipeline,
+    call: Call,
+    engine: Engine,
+    rows: Sequence[Row],
+    callback: Callable | None,
+    callback_tensor_inputs: Sequence[str],
+    output_type: str,
+    every: int | None,
+) -> Iterator[LuminaMGPTStreamOutput]:
+    """
+    Run an engine until the images of its rows are finished.
 
-    _kept_cache: SlotCache | None = None
+    Args:
+        pipe ([`LuminaMGPTBasePipeline`]): The pipeline.
+        call ([`Call`]): What its callback may change.
+        engine ([`Engine`]): The engine, with these rows in it.
+        rows (`list[Row]`): The images.
+        callback (`Callable`, *optional*), callback_tensor_inputs (`list[str]`): See [`LuminaMGPTPipeline.__call__`].
+        output_type (`str`): As in the call.
+        every (`int`, *optional*): Yield after so many rows of codes.
 
-    def _take_kept_cache(self) -> SlotCache | None:
-        """
-        The KV cache that the last images were sampled with, if the code is compiled: recorded CUDA graphs read and
-        write the very buffers they were recorded with. Whoever takes it has it alone until [`_sample_codes`] ends.
-        """
-        cache, self._kept_cache = self._kept_cache, None
-        return cache
-
-    @torch.no_grad()
-    def _sample_codes(
-        self,
-        decoder: ImageDecoder,
-        callback: Callable | None,
-        callback_tensor_inputs: Sequence[str],
-        output_type: str,
-        every: int | None,
-    ) -> Iterator[LuminaMGPTStreamOutput]:
-        """Yield after every so many rows, if `every` is not None, and once at the end."""
-        num_rows = decoder.num_final // decoder.columns
-        kept_cache = decoder.cache if is_compiled(self.transformer) else None
-        try:
-            with self.progress_bar(total=decoder.num_codes) as progress_bar:
-                progress_bar.update(decoder.num_final)
-                while not decoder.is_finished and not self.interrupt:
-                    decoder.guidance_scale = self._guidance_scale
-                    decoder.step()
+    Yields:
+        [`LuminaMGPTStreamOutput`]: After every so many rows, if `every` is not None, and once at the end.
+    """
+    try:
+        pipe.lend_cache(engine)
+        num_rows = _num_rows(rows)
+        with pipe.progress_bar(total=call.num_timesteps) as progress_bar:
+            progress_bar.update(_num_final(rows, call))
+            # Before all sizes are chosen there is nothing to stop at.
+            while not engine.is_idle and not (call.interrupt and call.num_timesteps):
+                engine.step()
+                for row in rows:
+                    if row.error is not None:
+                        raise row.error
+                if callback is not None:
+                    engine.read()
+                if all(row.num_codes for row in rows):
+                    call.num_timesteps = progress_bar.total = max(row.num_codes for row in rows)
                     if callback is not None:
-                        decoder.read_frontier()
-                        codes = decoder.codes
-                        step = decoder.num_final - 1
-                        callback_kwargs = dict.fromkeys(callback_tensor_inputs, codes)
-                        outputs = callback(self, step, self.scheduler.timesteps[step], callback_kwargs) or {}
-                        decoder.edit(outputs.pop("latents", codes))
-                    progress_bar.update(decoder.num_final - progress_bar.n)
-                    is_due = every is not None and decoder.num_final // decoder.columns >= num_rows + every
-                    if is_due and not decoder.is_finished:
-                        num_rows = decoder.num_final // decoder.columns
-                        yield LuminaMGPTStreamOutput(decoder.codes, num_rows, self, output_type)
-            codes, num_rows = decoder.codes, decoder.num_final // decoder.columns
-            del decoder  # and its KV cache, before the VQ model needs memory
-            yield LuminaMGPTStreamOutput(codes, num_rows, self, output_type)
-        finally:
-            self._kept_cache = kept_cache
-            self.maybe_free_model_hooks()
+                        _run_callback(pipe, call, engine, rows, callback, callback_tensor_inputs)
+                progress_bar.update(max(_num_final(rows, call) - progress_bar.n, 0))
+                if every is not None and not engine.is_idle and _num_rows(rows) >= num_rows + every:
+                    num_rows = _num_rows(rows)
+                    yield LuminaMGPTStreamOutput(_codes(engine, rows), num_rows, pipe, output_type)
+        engine.read()
+        result = LuminaMGPTStreamOutput(_codes(engine, rows), _num_rows(rows), pipe, output_type, _log_probs(rows))
+        pipe.keep_cache(engine)
+        del engine  # and its KV cache, before the VQ model needs memory
+        yield result
+    finally:
+        pipe.maybe_free_model_hooks()
+
+
+def stream_signature(pipeline_class: type) -> inspect.Signature:
+    """That of a call without `return_dict`, and with what `stream` takes beside."""
+    call, stream = (inspect.signature(method).parameters for method in (pipeline_class.__call__, pipeline_class.stream))
+    own = [one for one in stream.values() if one.kind is one.KEYWORD_ONLY]
+    return inspect.Signature([one for name, one in call.items() if name != "return_dict"] + own)
+
+
+def arguments_of(stream: Callable, *args, **kwargs) -> dict[str, object]:
+    """The arguments of a call of `stream` by name, with its defaults."""
+    bound = inspect.signature(stream).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def call_arguments(values: dict[str, object]) -> dict[str, object]:
+    """The arguments of a call from its `locals()`."""
+    return {name: value for name, value in values.items() if name not in ("self", "return_dict")}
+
+
+def _run_callback(
+    pipe: LuminaMGPTBasePipeline,
+    call: Call,
+    engine: Engine,
+    rows: Sequence[Row],
+    callback: Callable,
+    tensor_inputs: Sequence[str],
+) -> None:
+    step = _num_final(rows, call) - 1
+    guidance_scale = call.guidance_scale
+    before = _codes(engine, rows)
+    token = CURRENT_CALL.set((pipe, call))
+    try:
+        inputs = dict.fromkeys(tensor_inputs, _copy(before))
+        outputs = callback(pipe, step, torch.tensor(step, device=engine.device), inputs)
+    finally:
+        CURRENT_CALL.reset(token)
+    if call.guidance_scale != guidance_scale:
+        for row in rows:
+            engine.set_settings(row, replace(row.settings, guidance_scale=max(float(call.guidance_scale), 1.0)))
+    after = outputs["latents"] if isinstance(outputs, dict) and "latents" in outputs else None
+    if after is None:
+        check_callback_outputs(outputs, (), 0)
+        return
+    is_list = isinstance(before, list)
+    for index, row in enumerate(rows):
+        old = before[index].cpu()
+        shape = tuple(old.shape) if is_list else (1, *old.shape)
+        new = check_callback_outputs(
+            {"latents": after[index] if is_list else after[index : index + 1]}, shape, engine.grammar.vocabulary.num_codes
+        ).view(old.shape)
+        changed = (old != new).flatten().nonzero()
+        if len(changed):
+            engine.set_codes(row, new, int(changed[0]))
+
+
+def _copy(codes: Codes) -> Codes:
+    return [one.clone() for one in codes] if isinstance(codes, list) else codes.clone()
+
+
+def _codes(engine: Engine, rows: Sequence[Row]) -> Codes:
+    return stack_same([engine.codes(row) for row in rows])
+
+
+def _log_probs(rows: Sequence[Row]) -> torch.Tensor | list[torch.Tensor] | None:
+    if any(row.log_probs is None for row in rows):
+        return None
+    return stack_same([row.log_probs for row in rows])
+
+
+def stack_same(tensors: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """Tensors of one shape as one, else the list."""
+    return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else tensors
+
+
+def _num_final(rows: Sequence[Row], call: Call) -> int:
+    """Number of codes, in raster order, that are final in every image; all of them when all are finished."""
+    return min((row.num_final_codes for row in rows if not row.is_finished), default=call.num_timesteps)
+
+
+def _num_rows(rows: Sequence[Row]) -> int:
+    """Number of rows of codes that are final in every image; all of them when all are finished."""
+    numbers = [row.num_final_codes // row.num_columns if row.num_codes else 0 for row in rows if not row.is_finished]
+    return min(numbers) if numbers else max(len(row.codes) for row in rows)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,25 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbe
 from .attention import XFORMERS, XformersAttentionMixin
 from .kv_cache import SlotCache
 from .lora import LoraTransformerMixin
+from .slot_attention import SLOT_SDPA
 
 
-SLOT_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", XFORMERS)
+SLOT_IMPLEMENTATIONS = ("eager", SLOT_SDPA, "flex_attention", XFORMERS)
 """Attention implementations that images can be sampled with."""
 
 HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
+
+
+@dataclass
+class LuminaMGPTTransformerOutput(CausalLMOutputWithPast):
+    """
+    Output class of [`LuminaMGPTTransformer`], [`~transformers.modeling_outputs.CausalLMOutputWithPast`] and:
+
+    Args:
+        text_logits (`torch.Tensor` of shape `(number, vocab_size)`, *optional*): The logits at `text_places`.
+    """
+
+    text_logits: torch.Tensor | None = None
 
 
 class LuminaMGPTRotaryEmbedding(ChameleonRotaryEmbedding):
@@ -106,6 +120,10 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
         super().__init__(config)
         del self.model.vqmodel
         self.model.rotary_emb = LuminaMGPTRotaryEmbedding(config)
+
+    def _check_and_adjust_attn_implementation(self, *args, **kwargs) -> str:
+        implementation = super()._check_and_adjust_attn_implementation(*args, **kwargs)
+        return SLOT_SDPA if implementation == "sdpa" else implementation
 
     def set_attn_implementation(
         self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False
@@ -185,8 +203,9 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         logits_range: tuple[int, int] | None = None,
+        text_places: tuple[torch.LongTensor, torch.LongTensor] | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> LuminaMGPTTransformerOutput:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, query_length)`, *optional*):
@@ -207,9 +226,11 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
                 Number of last positions, or the indices, to compute logits for; 0 for all.
             logits_range (`tuple[int, int]`, *optional*):
                 Compute only the logits of the token ids `[first, stop)`.
+            text_places (`tuple[torch.LongTensor, torch.LongTensor]`, *optional*):
+                Rows and places in them, `(number,)` each, to compute the logits of all token ids for beside.
 
         Returns:
-            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: `logits` are of shape
+            [`LuminaMGPTTransformerOutput`]: `logits` are of shape
             `(batch_size, kept_length, vocab_size or stop - first)`.
         """
         slots = past_key_values if isinstance(past_key_values, SlotCache) else None
@@ -223,19 +244,24 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **self._xformers_arguments(slots),
             **kwargs,
         )
         # On CPU, a strided input makes the bfloat16 head 20 times slower.
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep).contiguous()
         logits = self._head(hidden_states, logits_range)
+        text_logits = None
+        if text_places is not None:
+            text_logits = self._head(outputs.last_hidden_state[text_places], None)
 
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        return LuminaMGPTTransformerOutput(
             loss=loss,
             logits=logits,
+            text_logits=text_logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -79,6 +79,29 @@ def check_number(name: str, value: object, most: float | None = None) -> float:
     return number
 
 
+def check_top_p(value: object) -> float:
+    top_p = check_number("top_p", value, 1.0)
+    if not top_p:
+        raise ValueError(f"`top_p` has to be greater than 0 but is {shown(value)}.")
+    return top_p
+
+
+def check_num_draft_tokens(value: object) -> int | str:
+    if isinstance(value, str) and value == "auto":
+        return value
+    number = as_integer(value)
+    if number is None or not 0 <= number <= MAX_DRAFT_TOKENS:
+        raise ValueError(
+            f"`num_draft_tokens` has to be an integer from 0 to {MAX_DRAFT_TOKENS} or 'auto' but is {shown(value)}."
+        )
+    return number
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"`{name}` has to be one of {list(choices)} but is {shown(value)}.")
+
+
 def check_guidance_scale(value: object, name: str = "guidance_scale") -> float:
     return check_number(name, value, MAX_GUIDANCE_SCALE)
 

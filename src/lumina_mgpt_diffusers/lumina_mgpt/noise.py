@@ -1,0 +1,63 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Gumbel noise that belongs to a place: a function of a key, the place and the code, and of nothing else.
+
+It is a counter-based generator (compare Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): splitmix64
+makes two 32-bit words of key and place, two rounds of multiply and xor-shift make 23 bits of them and the code. All in
+integers, which are the same on every device; only the two logarithms round as the device does.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)))
+
+
+def draw_key(generator: torch.Generator) -> int:
+    """Draw the 64-bit key of one image or answer, the only thing that is drawn from its generator."""
+    return int(torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=generator.device))
+
+
+def gumbel_noise(keys: torch.LongTensor, places: torch.LongTensor, num_codes: int) -> torch.Tensor:
+    """
+    The noise of places.
+
+    Args:
+        keys (`torch.LongTensor` of shape `(...)`): Key of the image that each place belongs to.
+        places (`torch.LongTensor` of shape `(...)`): Index of the place in it.
+        num_codes (`int`): Number of codes, or of token ids.
+
+    Returns:
+        `torch.Tensor` of shape `(..., num_codes)`: float32 noise of the standard Gumbel distribution.
+    """
+    words = _mix64(_mix64(keys) + places * _GOLDEN)[..., None]
+    first, second = words.int(), (words >> 32).int()
+    bits = torch.arange(num_codes, dtype=torch.int32, device=keys.device) * -0x61C88647
+    bits = _round(bits ^ first, 16, 0x7FEB352D).add_(second)
+    bits = _round(bits, 15, -0x7B935975)
+    # float32 holds half a step beside 23 bits, so that neither 0 nor 1 comes out.
+    uniform = bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+def _mix64(words: torch.LongTensor) -> torch.LongTensor:
+    for shift, factor in _MIX:
+        words = (words ^ _shift_right(words, shift, 64)) * factor
+    return words ^ _shift_right(words, 31, 64)
+
+
+def _round(words: torch.IntTensor, shift: int, factor: int) -> torch.IntTensor:
+    words = (words ^ _shift_right(words, shift, 32)).mul_(factor)
+    return words.bitwise_xor_(_shift_right(words, 15, 32))
+
+
+def _shift_right(words: torch.Tensor, shift: int, width: int) -> torch.Tensor:
+    """Shift in zeros, which torch does not do to signed integers."""
+    return (words >> shift) & ((1 << (width - shift)) - 1)
