@@ -9,6 +9,7 @@ import torch
 from conftest import CHECKPOINT, load_pipeline
 from hub_server import HubServer
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTTransformer
@@ -19,14 +20,13 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 CONFIG = {
     "r": 4,
     "lora_alpha": 8,
-    "target_modules": [*PROJECTIONS, "lm_head", "embed_tokens"],
-    "rank_pattern": {"q_proj": 2, "down_proj": 3, "lm_head": 5, "embed_tokens": 6},
-    "alpha_pattern": {"v_proj": 4, "embed_tokens": 12},
+    "target_modules": [*PROJECTIONS, "lm_head"],
+    "rank_pattern": {"q_proj": 2, "down_proj": 3, "lm_head": 5},
+    "alpha_pattern": {"v_proj": 4},
     "init_lora_weights": False,
 }
-# Peft adds the base weights of adapted embeddings unless it is told not to.
-EMBEDDINGS = "ignore:Setting `save_embedding_layers`"
-pytestmark = pytest.mark.filterwarnings(EMBEDDINGS)
+# Peft adds the base weights of an adapted `lm_head` unless it is told not to.
+pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 
 
 def logits_of(pipe) -> torch.Tensor:
@@ -129,12 +129,7 @@ STYLES = {
         ".lora_B.", ".lora.up."
     ),
     "kohya": lambda name: f"transformer.{name}".replace(".lora_A.", ".lora_down.").replace(".lora_B.", ".lora_up."),
-    "named": lambda name: (
-        name.replace(".lora_A.", ".lora_A.other.")
-        .replace(".lora_B.", ".lora_B.other.")
-        .replace("lora_embedding_A", "lora_embedding_A.other")
-        .replace("lora_embedding_B", "lora_embedding_B.other")
-    ),
+    "named": lambda name: name.replace(".lora_A.", ".lora_A.other.").replace(".lora_B.", ".lora_B.other."),
 }
 
 
@@ -165,6 +160,26 @@ def test_what_is_no_lora_of_this_model(pipe, adapter, caplog):
     assert pipe.get_list_adapters() == {}
     pipe.load_lora_weights({**adapter["tensors"], "text_encoder.a.q_proj.lora_A.weight": torch.zeros(2, 2)})
     assert pipe.get_list_adapters() == {"transformer": ["default_0"]}
+
+
+def test_adapters_of_the_embedding_are_refused(pipe, adapter):
+    embedding = {"model.embed_tokens.lora_embedding_A": torch.zeros(2, 320)}
+    with pytest.raises(ValueError, match="embed_tokens.lora_embedding_A.*not supported.*merge_and_unload"):
+        pipe.load_lora_weights({**adapter["tensors"], **embedding})
+    with pytest.raises(ValueError, match="`target_modules`.*embed_tokens.*not supported"):
+        pipe.transformer.add_adapter(LoraConfig(target_modules=["q_proj", "embed_tokens"]))
+    assert pipe.get_list_adapters() == {}
+
+
+def test_an_alpha_of_one_module_scales_that_module(pipe, adapter):
+    module = "model.layers.0.self_attn.q_proj"
+    pipe.load_lora_weights({**adapter["tensors"], f"{module}.alpha": torch.tensor(6.0)}, adapter_name="x")
+    for name, parameter in pipe.transformer.named_parameters():
+        if ".lora_B." in name:
+            saved = adapter["tensors"][name.replace(".lora_B.x.", ".lora_B.")]
+            torch.testing.assert_close(parameter, saved * 3 if module in name else saved)  # the rank there is 2
+    layers = [layer for layer in pipe.transformer.modules() if isinstance(layer, LoraLayer)]
+    assert layers and all(layer.scaling == {"x": 1.0} for layer in layers)
 
 
 def test_weights_of_adapters(pipe, adapter):
