@@ -118,7 +118,7 @@ class LuminaMGPTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
 
     @staticmethod
     def pack_weights(layers: dict[str, torch.Tensor] | nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors of an adapter as they are saved: without the base weights that peft adds to that of `lm_head`."""
+        """The tensors of an adapter to be saved, without the base weights that peft adds to that of `lm_head`."""
         tensors = layers.state_dict() if isinstance(layers, nn.Module) else layers
         return _pack_dict_with_prefix(to_peft_names(tensors), prefix)
 
