@@ -63,17 +63,15 @@ def load_pipeline(args: argparse.Namespace) -> LuminaMGPTChatPipeline:
     return pipe.to(args.device)
 
 
-def to_content(line: str) -> list[dict]:
-    """Text and image parts of a line, in which images stand as @path."""
-    content, end = [], 0
+def read_line(line: str) -> tuple[list[dict], list[str]]:
+    """Text and image parts of a line, in which images stand as @path, and the paths."""
+    content, paths, end = [], [], 0
     for match in re.finditer(r'@(?:"([^"]+)"|(\S+))', line):
-        content += [
-            {"type": "text", "text": line[end : match.start()]},
-            {"type": "image", "path": match[1] or match[2]},
-        ]
+        content += [{"type": "text", "text": line[end : match.start()]}, {"type": "image"}]
+        paths.append(match[1] or match[2])
         end = match.end()
     content.append({"type": "text", "text": line[end:]})
-    return [part for part in content if part != {"type": "text", "text": ""}]
+    return [part for part in content if part != {"type": "text", "text": ""}], paths
 
 
 def new_conversation(args: argparse.Namespace) -> LuminaMGPTConversation:
@@ -99,9 +97,11 @@ def main() -> None:
             continue
         if not line:
             continue
+        content, paths = read_line(line)
         try:
             parts = pipe.stream(
-                [{"role": "user", "content": to_content(line)}],
+                [{"role": "user", "content": content}],
+                images=paths,
                 conversation=conversation,
                 max_new_tokens=args.max_new_tokens,
                 **settings,

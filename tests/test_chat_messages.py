@@ -1,7 +1,13 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Messages with images become the tokens that the original feeds, and text stays text."""
 
+import base64
+import io
+
+import numpy as np
+import PIL.Image
 import pytest
+import requests
 import torch
 from omni import arrays, chat_from, to_messages
 
@@ -112,6 +118,108 @@ CODES = torch.zeros(4, 6, dtype=torch.long)
 def test_bad_messages_are_refused_by_name(chat, messages, images, message):
     with pytest.raises(ValueError, match=message):
         chat(messages, images=images)
+
+
+def user(*content) -> list[dict]:
+    return [{"role": "user", "content": list(content)}]
+
+
+def deep(depth: int = 100_000) -> list:
+    nested: list = []
+    for _ in range(depth):
+        nested = [nested]
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("a\ud800b", r"`messages\[0\]\['content'\]` has to be Unicode text but holds a lone surrogate, '\\ud800'"),
+        (user({"type": "text", "text": "\udfff"}), r"`messages\[0\]\['content'\]\[0\]` has to be Unicode text"),
+        (user(TextPart("\udfff")), r"`messages\[0\]\['content'\]\[0\]` has to be Unicode text"),
+        (user(TextPart(3)), r"`messages\[0\]\['content'\]\[0\]` has to be .* TextPart\(text=3\)"),
+        (user(ImagePart(None, [[1]])), r"`messages\[0\]\['content'\]\[0\]` is an image that was cut off"),
+        (user(ImagePart(None, torch.zeros(4, 6))), r"`messages\[0\]\['content'\]\[0\]` is an image that was cut off"),
+        (user({"type": "text", "text": b"a"}), r"\['content'\]\[0\]` has to be .*b'a'"),
+        (user({"type": ["text"], "text": "a"}), r"\['content'\]\[0\]` has to be .*\['text'\]"),
+        (user({"type": np.array(["text", "image"])}), r"\['content'\]\[0\]` has to be"),
+        (user({"type": "image_url", "image_url": {"url": "a"}}), r"\['content'\]\[0\]` has to be .*image_url"),
+        (user({"text": "a"}), r"\['content'\]\[0\]` has to be"),
+        (user({"type": "image", "image": [CODES]}), r"\['content'\]\[0\]` has to be .* with one image"),
+        (user({"type": "image", "image": ["/etc/passwd"]}), r"\['content'\]\[0\]` has to be .* with one image"),
+        (user({"type": "image", "image": CODES, "url": "a"}), r"\['content'\]\[0\]` has to be .* with one image"),
+        (user({"type": "image", "image": torch.stack([CODES, CODES])}), r"\['content'\]\[0\]` has to be .* with one"),
+        (user({"type": "image", "image": {"url": "a"}}), r"\['content'\]\[0\]` has to be a PIL image"),
+        (user({"type": "image", "image": deep()}), r"\['content'\]\[0\]` has to be .* with one image"),
+        (user({"type": "image", "base64": "AAAA"}), r"\['content'\]\[0\]` is .* cannot be opened"),
+        (user({"type": "image", "base64": b"AAAA"}), r"\['content'\]\[0\]` has to be a PIL image"),
+        (user(deep()), r"\['content'\]\[0\]` has to be"),
+        (user(["text", {"type": "text", "text": "a"}]), r"\['content'\]\[0\]` has to be"),
+        (deep(), r"`messages\[0\]` has to be"),
+        ([{"role": "user", "content": deep()}], r"`messages\[0\]\['content'\]\[0\]` has to be"),
+        ([{"role": deep(), "content": "a"}], r"`messages\[0\]\['role'\]` has to be 'user'"),
+        ([{"role": np.array(["user", "user"]), "content": "a"}], r"`messages\[0\]\['role'\]` has to be 'user'"),
+        ([{"role": "user\ud800", "content": "a"}], r"`messages\[0\]\['role'\]` has to be 'user'"),
+    ],
+)
+def test_malformed_messages_are_refused_by_place(messages, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_messages(messages)
+    assert len(str(error.value)) < 1200 and str(error.value).encode()
+
+
+def as_base64(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_images_that_are_written_out_in_messages_are_read():
+    pixels = IMAGES["rgb_96x96"]
+    encoded = as_base64(pixels)
+    data_url = f"data:image/png;base64,{encoded}"
+    for part in (
+        {"image": data_url},
+        {"url": data_url},
+        {"base64": data_url},
+        {"base64": encoded},
+        {"base64": "\n".join(encoded[i : i + 76] for i in range(0, len(encoded), 76))},
+    ):
+        (image,) = read_messages(user({"type": "image", **part})).images
+        assert np.array_equal(image, pixels)
+
+
+@pytest.mark.parametrize("key", ["image", "url", "path"])
+def test_nothing_that_messages_name_is_read_unless_asked(key, tmp_path, monkeypatch):
+    PIL.Image.fromarray(IMAGES["rgb_96x96"]).save(tmp_path / "image.png")
+    response = requests.Response()
+    response.status_code, response.raw = 200, io.BytesIO((tmp_path / "image.png").read_bytes())
+    fetched = []
+    monkeypatch.setattr(requests, "get", lambda url, **kwargs: fetched.append(url) or response)
+    for source, kind, other in (
+        (str(tmp_path / "image.png"), "files", "urls"),
+        (tmp_path / "image.png", "files", "urls"),
+        ("https://example.com/image.png", "urls", "files"),
+    ):
+        messages = user({"type": "image", key: source})
+        for load_from in ((), (other,)):
+            with pytest.raises(ValueError, match=rf"`messages\[0\].* is .* pass `load_from=\('{kind}',\)`"):
+                read_messages(messages, load_from=load_from)
+        assert not fetched
+        assert np.array_equal(read_messages(messages, load_from=(kind,)).images[0], IMAGES["rgb_96x96"])
+    assert len(fetched) == 1
+
+
+def test_what_images_name_is_read_as_always(tmp_path):
+    PIL.Image.fromarray(IMAGES["rgb_96x96"]).save(tmp_path / "image.png")
+    turns = read_messages("What is it? <|image|>", str(tmp_path / "image.png"))
+    assert np.array_equal(turns.images[0], IMAGES["rgb_96x96"])
+
+
+@pytest.mark.parametrize("load_from", ["files", ("disk",), [3], None, 3])
+def test_bad_sources_are_refused_by_name(load_from):
+    with pytest.raises(ValueError, match=r"`load_from` has to be a tuple of some of \['files', 'urls'\] but is"):
+        read_messages("Hello", load_from=load_from)
 
 
 @pytest.mark.parametrize(

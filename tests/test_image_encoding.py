@@ -1,22 +1,27 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Images of every kind become the codes that the original gives."""
 
+import base64
 import io
+import time
+import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
+import requests
 import torch
 from omni import arrays
 
+from lumina_mgpt_diffusers.lumina_mgpt import image_encoding
 from lumina_mgpt_diffusers.lumina_mgpt.image_encoding import (
-    blend_over_white,
     encode_images,
     encode_pixels,
     load_images,
-    normalize_mode,
     prepare_image,
     resize_and_crop,
+    to_rgb,
 )
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import nearest_size
 
@@ -83,7 +88,7 @@ def test_every_mode_of_an_image_gives_what_it_shows():
         "I": (deep.convert("I"), gray.convert("RGB")),
         "1": (gray.convert("1"), gray.convert("1").convert("RGB")),
         "P": (palette, palette.convert("RGB")),
-        "P with transparency": (transparent_palette, blend_over_white(transparent_palette.convert("RGBA"))),
+        "P with transparency": (transparent_palette, to_rgb(transparent_palette.convert("RGBA"))),
         "CMYK": (rgb.convert("CMYK"), rgb.convert("CMYK").convert("RGB")),
         "YCbCr": (rgb.convert("YCbCr"), rgb.convert("YCbCr").convert("RGB")),
     }
@@ -97,8 +102,8 @@ def test_every_mode_of_an_image_gives_what_it_shows():
 
 def test_16_bit_gray_keeps_its_range():
     values = np.linspace(0, 65535, 96, dtype=np.uint16)
-    image = normalize_mode(PIL.Image.fromarray(np.tile(values, (96, 1))))
-    assert np.asarray(image)[0].tolist() == (values >> 8).tolist()
+    image = to_rgb(PIL.Image.fromarray(np.tile(values, (96, 1))))
+    assert np.asarray(image)[0, :, 0].tolist() == (values >> 8).tolist()
 
 
 def test_photographs_are_turned_upright(tmp_path):
@@ -116,9 +121,12 @@ def test_every_way_to_pass_an_image_is_the_same(tmp_path, monkeypatch):
     image.save(tmp_path / "image.png")
 
     def get(url, **kwargs):
-        return type("Response", (), {"raw": io.BytesIO((tmp_path / "image.png").read_bytes())})
+        response = requests.Response()
+        response.status_code, response.raw = 200, io.BytesIO((tmp_path / "image.png").read_bytes())
+        return response
 
-    monkeypatch.setattr("diffusers.utils.loading_utils.requests.get", get)
+    monkeypatch.setattr(requests, "get", get)
+    data_url = "data:image/png;base64," + base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     for way in (
         image,
@@ -132,6 +140,7 @@ def test_every_way_to_pass_an_image_is_the_same(tmp_path, monkeypatch):
         tmp_path / "image.png",
         str(tmp_path / "image.png"),
         "https://example.com/image.png",
+        data_url,
     ):
         (loaded,) = load_images(way)
         assert np.array_equal(loaded, pixels)
@@ -166,6 +175,155 @@ def test_the_vq_model_sees_values_from_minus_one_to_one(random_pipe):
     assert seen[0].min() == -1 and seen[0].max() == 1 and seen[0].shape == (1, 3, 32, 32)
 
 
+def original_order(image: PIL.Image.Image, height: int, width: int) -> np.ndarray:
+    """Resized in its own mode, cropped at the centre, then made RGB."""
+    while image.width >= 2 * width and image.height >= 2 * height:
+        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), PIL.Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.asarray(to_rgb(image.crop((left, top, left + width, top + height))))
+
+
+def in_mode(mode: str) -> PIL.Image.Image:
+    rgba = PIL.Image.fromarray(IMAGES["rgba_96x96"]).resize((331, 170), PIL.Image.Resampling.BICUBIC)
+    if mode.startswith("I"):
+        levels = np.random.default_rng(0).integers(0, 65536, (170, 331))
+        return PIL.Image.fromarray(levels.astype({"I;16": "<u2", "I;16B": ">u2", "I": np.int32}[mode]))
+    if mode == "LAB":
+        lab = PIL.ImageCms.createProfile("LAB")
+        return PIL.ImageCms.profileToProfile(rgba.convert("RGB"), PIL.ImageCms.createProfile("sRGB"), lab, 0, "LAB")
+    if mode in ("LA", "La"):
+        return rgba.convert("LA").convert(mode)
+    return rgba.convert("RGB").convert(mode) if mode in ("CMYK", "YCbCr", "L", "RGBX") else rgba.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "mode", ["L", "RGB", "RGBX", "RGBA", "RGBa", "LA", "La", "CMYK", "YCbCr", "LAB", "I;16", "I;16B", "I"]
+)
+def test_modes_that_can_be_resized_keep_the_order_of_the_original(mode):
+    image = in_mode(mode)
+    assert image.mode == mode
+    height, width = nearest_size(image.height, image.width, 96)
+    assert np.array_equal(prepare_image(image, 96), original_order(image, height, width))
+
+
+def test_modes_that_cannot_be_resized_are_converted_before():
+    rgb = in_mode("RGB")
+    palette = rgb.quantize(64)
+    cases = {"1": (rgb.convert("1"), "L"), "P": (palette, "RGB"), "HSV": (rgb.convert("HSV"), "RGB")}
+    cases["PA"] = (PIL.Image.merge("LA", (rgb.convert("L"), in_mode("RGBA").getchannel("A"))).convert("PA"), "RGBA")
+    keyed = PIL.Image.new("RGB", (200, 100), "red")
+    keyed.paste("blue", (0, 0, 100, 100))
+    keyed.info["transparency"] = (255, 0, 0)
+    cases["keyed"] = (keyed, "RGBA")
+    for mode, (image, first) in cases.items():
+        expected = prepare_image(image.convert(first), 96)
+        assert np.array_equal(prepare_image(image, 96), expected), mode
+    assert np.asarray(prepare_image(keyed, 96))[0, -1].tolist() == [255, 255, 255]
+
+
+def test_floating_images_are_read_as_floating_arrays():
+    values = np.linspace(0, 1, 96, dtype=np.float32)[None].repeat(96, axis=0)
+    (loaded,) = load_images(PIL.Image.fromarray(values))
+    assert np.array_equal(loaded, (values * 255).round())
+    with pytest.raises(ValueError, match=r"`image` has to hold values in \[0, 1\].* to 255.0"):
+        load_images(PIL.Image.fromarray(values * 255))
+
+
+@pytest.mark.parametrize("size", [(1, 10000), (10000, 1), (3, 20000), (1, 1_000_000), (20000, 7)])
+def test_narrow_images_take_no_more_than_others(size):
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, size[::-1], dtype=np.uint8))
+    begin = time.perf_counter()
+    prepared = prepare_image(image, 768)
+    seeded = prepare_image(image, 768, torch.Generator().manual_seed(0))
+    assert prepared.size == seeded.size == ((384, 1536) if size[0] < size[1] else (1536, 384))
+    assert time.perf_counter() - begin < 2
+
+
+@pytest.mark.parametrize("size", [(40, 900), (900, 40), (75, 3000), (400, 9), (200, 4000)])
+def test_only_the_part_that_is_wanted_is_resized_of_narrow_images(size, monkeypatch):
+    pattern = np.add.outer(np.arange(size[1]) * 3, np.arange(size[0]) * 5) % 97 + 80
+    image = PIL.Image.fromarray(pattern.astype(np.uint8))
+    for generator in (lambda: None, lambda: torch.Generator().manual_seed(3)):
+        monkeypatch.setattr(image_encoding, "MAX_EXCESS", 1000)
+        whole = np.asarray(prepare_image(image, 96, generator())).astype(int)
+        monkeypatch.setattr(image_encoding, "MAX_EXCESS", 1)
+        part = np.asarray(prepare_image(image, 96, generator())).astype(int)
+        assert np.abs(whole - part).max() <= 1
+
+
+def png(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """A PNG file of 8-bit gray whose header says what it likes."""
+    chunks = [
+        (b"IHDR", width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])),
+        (b"IDAT", zlib.compress(pixels)),
+        (b"IEND", b""),
+    ]
+    parts = [
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot identify image file"),
+        (png(12000, 12000), "at most 89478485 .* but is of 12000x12000"),
+        (png(60000, 60000), "could be decompression bomb"),
+        (png(50, 50, b"\0" * 100), "truncated|image file|broken"),
+        (png(50, 50)[:60], "Truncated|truncated|cannot identify|broken"),
+        (png(0, 50), "cannot|pixel"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_files_that_cannot_be_decoded_are_refused_by_name(tmp_path, content, message):
+    (tmp_path / "image.png").write_bytes(content)
+    url = "data:image/png;base64," + base64.b64encode(content).decode()
+    for source in (tmp_path / "image.png", url):
+        with pytest.raises(ValueError, match=f"`image` .*({message})"):
+            load_images(source)
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_a_warning_of_a_bomb_that_is_an_error_is_refused_by_name(tmp_path):
+    (tmp_path / "image.png").write_bytes(png(12000, 12000))
+    with pytest.raises(ValueError, match="`image` .*could be decompression bomb"):
+        load_images(tmp_path / "image.png")
+
+
+def test_a_file_that_is_opened_but_truncated_is_refused_by_name():
+    image = PIL.Image.open(io.BytesIO(png(50, 50, b"\0" * 100)))
+    with pytest.raises(ValueError, match="`image` is an image that cannot be read"):
+        load_images(image)
+
+
+def test_urls_that_answer_with_an_error_are_refused_by_name(monkeypatch):
+    response = requests.Response()
+    response.status_code, response.reason = 404, "Not Found"
+    monkeypatch.setattr(requests, "get", lambda url, **kwargs: response)
+    with pytest.raises(ValueError, match="`image` is 'https://example.com/a.png', which cannot be opened: 404"):
+        load_images("https://example.com/a.png")
+
+
+def test_what_is_not_allowed_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "image.png").write_bytes(png(32, 32, b"\0" * 33 * 32))
+    monkeypatch.setattr(requests, "get", None)
+    monkeypatch.setattr(PIL.Image, "open", None)
+    for source in (tmp_path / "image.png", str(tmp_path / "image.png"), [str(tmp_path / "image.png")]):
+        with pytest.raises(ValueError, match=r"`image.* a path, .* pass `load_from=\('files',\)`"):
+            load_images(source, load_from=("urls",))
+    with pytest.raises(ValueError, match=r"`image` .* a URL, .* pass `load_from=\('urls',\)`"):
+        load_images("http://169.254.169.254/", load_from=("files",))
+
+
+def test_tensors_that_require_gradients_are_images():
+    pixels = torch.rand(3, 8, 8, requires_grad=True)
+    assert np.array_equal(load_images(pixels)[0], load_images(pixels.detach())[0])
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -178,6 +336,28 @@ def test_the_vq_model_sees_values_from_minus_one_to_one(random_pipe):
         (np.full((8, 8, 3), np.nan), r"`image` has to hold values in \[0, 1\]"),
         (torch.zeros(0, 8, 8), "`image` has to be"),
         ([np.zeros((8, 8, 3), dtype=np.uint8), None], r"`image\[1\]` has to be"),
+        ([[np.zeros((8, 8, 3), dtype=np.uint8)]], r"`image\[0\]` has to be .* flat list"),
+        (memoryview(b"abc"), "`image` has to be .* <memory at"),
+        (b"abc", "`image` has to be .* b'abc'"),
+        (torch.rand(3, 8, 8).to_sparse(), r"`image` has to be .* is torch.sparse_coo torch.float32 of shape"),
+        (torch.zeros(8, 8).long().to_sparse(), r"`image` has to be .* is torch.sparse_coo torch.int64"),
+        (torch.rand(3, 8, 8, device="meta"), r"`image` has to be .*\(3, 8, 8\) on meta"),
+        (torch.zeros(8, 8, dtype=torch.long, device="meta"), "`image` has to be .* on meta"),
+        (
+            torch.nested.nested_tensor([torch.rand(2), torch.rand(1)], layout=torch.jagged),
+            "`image` has to be .* a nested",
+        ),
+        (torch.quantize_per_tensor(torch.rand(3, 8, 8), 0.1, 0, torch.quint8), "`image` has to be .* torch.quint8"),
+        (torch.zeros(3, 8, 8, dtype=torch.complex64), "`image` has to be .* torch.complex64"),
+        (torch.zeros(3, 8, 8, dtype=torch.int16), "`image` has to be .* torch.int16"),
+        (np.zeros((0, 8, 3), dtype=np.uint8), r"`image` has to be .*\(0, 8, 3\)"),
+        (np.broadcast_to(np.uint8(0), (10**6, 10**6, 3)), "`image` has to have at least one pixel, and at most"),
+        (np.zeros((8, 8), dtype=object), "`image` has to be .* object of shape"),
+        (PIL.Image.new("RGB", (0, 8)), "`image` has to have at least one pixel"),
+        ("/no/such\0file.png", "`image` is .*cannot be opened"),
+        ("data:image/png;base64,====", "`image` is 'data:image/png;base64,====', which cannot be opened"),
+        ("data:", "`image` is 'data:', which cannot be opened"),
+        ("data:image/png;base64," + "A" * 10**6, r"`image` is .{100,130}, which cannot be opened: .{,100}$"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(image, message):

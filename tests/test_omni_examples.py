@@ -109,11 +109,13 @@ def test_the_chat_example_reads_its_lines():
     spec = importlib.util.spec_from_file_location("chat_example", EXAMPLES / "chat.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.to_content('Put @a.png into @"b c.png" now') == [
+    content, paths = module.read_line('Put @a.png into @"b c.png" now')
+    assert content == [
         {"type": "text", "text": "Put "},
-        {"type": "image", "path": "a.png"},
+        {"type": "image"},
         {"type": "text", "text": " into "},
-        {"type": "image", "path": "b c.png"},
+        {"type": "image"},
         {"type": "text", "text": " now"},
     ]
-    assert module.to_content("no image <|image|>") == [{"type": "text", "text": "no image <|image|>"}]
+    assert paths == ["a.png", "b c.png"]
+    assert module.read_line("no image <|image|>") == ([{"type": "text", "text": "no image <|image|>"}], [])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import (
+    Task,
     encode_conversation,
     encode_text,
     text_to_image_prompt,
@@ -115,3 +116,23 @@ def test_unpad_repeats_rows_in_order():
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     assert unpad(ids, mask, repeats=2) == [[1, 2, 3], [1, 2, 3], [4, 5], [4, 5]]
     assert unpad(ids, None) == [[1, 2, 3], [4, 5, 0]]
+
+
+def test_a_lone_surrogate_is_refused_by_name(tokenizer):
+    with pytest.raises(
+        ValueError, match=r"`text` has to be Unicode text but holds a lone surrogate, '\\udc80', at index 2"
+    ):
+        encode_text(tokenizer, "a \udc80")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"template": 3}, "`template` has to be a string but is 3"),
+        ({"template": "<|image|> \ud800"}, "`template` has to be Unicode text"),
+        ({"template": "<|image|>", "to_array": "depth"}, "`to_array` has to be callable, or None, but is 'depth'"),
+    ],
+)
+def test_bad_tasks_are_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Task(**arguments)

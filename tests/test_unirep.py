@@ -1,12 +1,17 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 
+import copy
+import gc
 import json
+import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import (
+    _VOCABULARIES,
     ImageVocabulary,
     MalformedImageError,
     code_token,
@@ -40,7 +45,7 @@ def test_trained_sizes_are_the_originals(fixtures):
     golden = json.loads((fixtures / "7b_like" / "crop_size_lists.json").read_text())
     assert {"64", "96", "128", "256", "512", "768", "1024"} == set(golden)
     for base_size, sizes in golden.items():
-        assert [(height, width) for width, height in sizes] == trained_sizes(int(base_size))
+        assert tuple((height, width) for width, height in sizes) == trained_sizes(int(base_size))
 
 
 def test_number_of_trained_sizes_and_tokens(vocabulary):
@@ -91,7 +96,7 @@ def test_code_order_is_that_of_the_names():
 
 
 def test_missing_names_are_named():
-    with pytest.raises(ValueError, match=r"lacks 5 of the needed tokens, the first of them '<racm3:break>'"):
+    with pytest.raises(ValueError, match=r"lacks 6 of the needed tokens, the first of them '<racm3:break>'"):
         ImageVocabulary.from_names({code_token(0): 4}, num_codes=2)
 
 
@@ -153,3 +158,53 @@ def test_missing_codes_are_filled_from_above_then_from_the_left():
     codes = torch.tensor([[-1, 5, -1], [7, -1, -1]])
     assert fill_missing_codes(codes).tolist() == [[0, 5, 5], [7, 5, 5]]
     assert codes[0, 0] == -1
+
+
+@pytest.mark.parametrize("base_size", [320000, 32, 40])
+def test_sizes_of_any_base_size_are_found_at_once(base_size):
+    begin = time.perf_counter()
+    sizes = trained_sizes(base_size)
+    assert nearest_size(7, 7, base_size) in sizes
+    assert time.perf_counter() - begin < 1
+    assert all(
+        height * width <= base_size**2 and max(height, width) <= 4 * min(height, width) for height, width in sizes
+    )
+    assert sizes[-1] == sizes[0][::-1]
+
+
+def test_the_ids_of_a_tokenizer_are_read_once(random_pipe):
+    tokenizer = copy.deepcopy(random_pipe.tokenizer)
+    gc.collect()
+    before = len(_VOCABULARIES)
+    vocabulary = ImageVocabulary.from_tokenizer(tokenizer, 8192)
+    assert ImageVocabulary.from_tokenizer(tokenizer, 8192) is vocabulary
+    assert ImageVocabulary.from_tokenizer(tokenizer, 8192, patch_size=8) is not vocabulary
+    assert torch.equal(vocabulary.code_ids, random_pipe.image_vocabulary.code_ids)
+    num_tags = len(vocabulary.size_tag_ids)
+    tokenizer.add_tokens([f"<reserved{8800 + num_tags + 1:05d}>"])
+    assert len(ImageVocabulary.from_tokenizer(tokenizer, 8192).size_tag_ids) == num_tags + 1
+    assert len(_VOCABULARIES) == before + 1
+    reference = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert reference() is None and len(_VOCABULARIES) == before
+
+
+def test_ids_are_plain_tensors_on_the_cpu_wherever_they_are_read_first(random_pipe):
+    tokenizer = copy.deepcopy(random_pipe.tokenizer)
+    with torch.inference_mode(), torch.device("meta"):
+        code_ids = ImageVocabulary.from_tokenizer(tokenizer, 8192).code_ids
+    assert code_ids.device.type == "cpu" and not code_ids.is_inference()
+
+
+def test_a_vocabulary_of_another_stride_and_number_of_codes():
+    num_codes = 16384
+    names = {code_token(code): 100 + code for code in range(num_codes)}
+    control = ["<racm3:break>", "<eoss>", "<reserved08799>", "<reserved08706>", "<reserved08801>", "<reserved08802>"]
+    names |= {name: index for index, name in enumerate(control)}
+    vocabulary = ImageVocabulary.from_names(names, num_codes, patch_size=8)
+    codes = torch.arange(32).view(4, 8) + num_codes - 32
+    tokens = vocabulary.to_tokens(codes)
+    assert tokens[:3].tolist() == vocabulary.prefix(32, 64) == [0, 4, 5]
+    assert len(tokens) == vocabulary.num_tokens(32, 64)
+    assert torch.equal(vocabulary.to_codes(tokens), codes)

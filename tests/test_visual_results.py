@@ -75,3 +75,20 @@ def test_a_contact_sheet_of_few_images():
     assert contact_sheet(images, columns=2).size == (16, 8)
     with pytest.raises(ValueError, match="`images` has to hold at least one image"):
         contact_sheet([])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: read_depth(np.zeros((4, 4), dtype=np.uint8)), r"`pixels` have to be .* uint8 of shape \(4, 4\)"),
+        (lambda: read_normals(np.zeros((4, 4, 3))), r"`pixels` have to be .* float64 of shape \(4, 4, 3\)"),
+        (lambda: find_palette(np.zeros((0, 4, 3), dtype=np.uint8)), "`pixels` have to be"),
+        (lambda: read_labels("picture.png"), "`pixels` have to be .* <class 'str'>"),
+        (lambda: read_labels(np.zeros((4, 4, 3), dtype=np.uint8), []), r"`palette` has to be .* of shape \(0,\)"),
+        (lambda: read_depth(np.zeros((4, 4, 3), dtype=np.uint8), [[1, 2], [3]]), "`palette` has to be a list of RGB"),
+        (lambda: contact_sheet([PIL.Image.new("RGB", (8, 4))], columns=0), "`columns` has to be an integer >= 1"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from .conversation import ImagePart, TextPart
-from .image_encoding import LoadedImage, load_images
+from .image_encoding import SOURCES, LoadedImage, load_images
 from .prompts import IMAGE_PLACEHOLDER, encode_conversation, split_at_images
+from .validation import check_text, shown
 
 
 ROLES = ("user", "assistant")
 
-IMAGE_KEYS = ("image", "url", "path")
+IMAGE_KEYS = ("image", "url", "path", "base64")
 
 
 @dataclass
@@ -36,36 +38,49 @@ class Turns:
         return encode_conversation(tokenizer, self.messages, images)
 
 
-def read_messages(messages: object, images: object = None, name: str = "messages") -> Turns:
+def read_messages(
+    messages: object, images: object = None, name: str = "messages", load_from: Collection[str] = ()
+) -> Turns:
     """
     Check messages and load their images.
+
+    Messages may come from strangers, so nothing that they name is read unless `load_from` allows it. What `images`
+    names is read as always.
 
     Args:
         messages (`str` or `list[dict]`): See [`LuminaMGPTChatPipeline.__call__`].
         images (`ImageInput` or a list of them, *optional*): The images that the messages leave open.
         name (`str`, defaults to `"messages"`): Name of the argument, for errors.
+        load_from (`Collection[str]`, defaults to `()`):
+            What may be read for images that the messages name: `"files"`, `"urls"`.
 
     Raises:
         `ValueError`: If the messages are not a conversation that ends in a turn of the user, or the images do not fit.
     """
+    if (
+        isinstance(load_from, str)
+        or not isinstance(load_from, Collection)
+        or not all(isinstance(one, str) and one in SOURCES for one in load_from)
+    ):
+        raise ValueError(f"`load_from` has to be a tuple of some of {list(SOURCES)} but is {shown(load_from)}.")
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise ValueError(f"`{name}` has to be a string or a non-empty list of messages but is {messages!r}.")
+        raise ValueError(f"`{name}` has to be a string or a non-empty list of messages but is {shown(messages)}.")
     loose = [] if images is None else load_images(images, f"images of {name}" if name != "messages" else "images")
 
     contents = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise ValueError(f"`{name}[{index}]` has to be a dict of `role` and `content` but is {message!r}.")
+            raise ValueError(f"`{name}[{index}]` has to be a dict of `role` and `content` but is {shown(message)}.")
         expected = ROLES[index % 2]
-        if message["role"] != expected:
+        if not isinstance(message["role"], str) or message["role"] != expected:
             raise ValueError(
                 f"`{name}[{index}]['role']` has to be {expected!r}, since turns alternate and the user's comes first,"
-                f" but is {message['role']!r}. The model knows no other roles: what a system prompt says belongs into"
-                " the first turn of the user."
+                f" but is {shown(message['role'])}. The model knows no other roles: what a system prompt says belongs"
+                " into the first turn of the user."
             )
-        contents.append(_read_content(message["content"], f"{name}[{index}]['content']"))
+        contents.append(_read_content(message["content"], f"{name}[{index}]['content']", load_from))
     if len(contents) % 2 == 0:
         raise ValueError(f"`{name}` has to end in a turn of the user, which is to be answered, but ends in an answer.")
 
@@ -92,34 +107,43 @@ def read_messages(messages: object, images: object = None, name: str = "messages
     return turns
 
 
-def _read_content(content: object, name: str) -> list[str | LoadedImage | None]:
+def _read_content(content: object, name: str, load_from: Collection[str]) -> list[str | LoadedImage | None]:
     """Text, images, and None for each image that is still to be said."""
     if isinstance(content, str):
-        return [content]
+        return [check_text(name, content)]
     if not isinstance(content, (list, tuple)):
-        raise ValueError(f"`{name}` has to be a string or a list of text and image parts but is {content!r}.")
-    return [_read_part(part, f"{name}[{index}]") for index, part in enumerate(content)]
+        raise ValueError(f"`{name}` has to be a string or a list of text and image parts but is {shown(content)}.")
+    return [_read_part(part, f"{name}[{index}]", load_from) for index, part in enumerate(content)]
 
 
-def _read_part(part: object, name: str) -> str | LoadedImage | None:
-    if isinstance(part, TextPart):
-        return part.text
+def _read_part(part: object, name: str, load_from: Collection[str]) -> str | LoadedImage | None:
+    if isinstance(part, TextPart) and isinstance(part.text, str):
+        return check_text(name, part.text)
     if isinstance(part, ImagePart):
-        if part.codes is None or not part.is_complete:
-            raise ValueError(f"`{name}` is an image that was cut off. Pass its `image` or leave it out.")
-        return part.codes
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    if isinstance(part, Mapping) and part.get("type") == "image":
-        given = [part[key] for key in IMAGE_KEYS if part.get(key) is not None]
+        is_codes = isinstance(part.codes, torch.Tensor) and part.codes.dtype == torch.long and part.codes.ndim == 2
+        if not is_codes or not part.is_complete:
+            raise ValueError(
+                f"`{name}` is an image that was cut off, or one without codes. Pass its `image` or leave it out."
+            )
+        return load_images(part.codes, name)[0]
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(kind, str) and kind == "text" and isinstance(part.get("text"), str):
+        return check_text(name, part["text"])
+    if isinstance(kind, str) and kind == "image":
+        given = [key for key in IMAGE_KEYS if part.get(key) is not None]
         if not given:
             return None
-        loaded = load_images(given[0], name)
-        if len(loaded) == 1:
-            return loaded[0]
+        image = part[given[0]]
+        if given == ["base64"] and isinstance(image, str) and not image.startswith("data:"):
+            image = f"data:;base64,{image}"
+        if len(given) == 1 and not isinstance(image, (list, tuple)):
+            loaded = load_images(image, name, load_from)
+            if len(loaded) == 1:
+                return loaded[0]
     raise ValueError(
         f"`{name}` has to be {{'type': 'text', 'text': …}} or {{'type': 'image', 'image': …}} with one image, or with"
-        f" `url` or `path` instead of `image`, or without any for one of `images`, but is {part!r}."
+        " `url`, `path` or `base64` instead of `image`, or without any for one of `images`, but is"
+        f" {shown(part)}."
     )
 
 

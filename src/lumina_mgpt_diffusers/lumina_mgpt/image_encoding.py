@@ -9,17 +9,22 @@ random; here the crop is at the centre, or at a random place that a generator de
 
 from __future__ import annotations
 
+import io
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from urllib.request import DataHandler, Request
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import requests
 import torch
 from diffusers import VQModel
-from diffusers.utils import load_image
+from diffusers.utils.constants import DIFFUSERS_REQUEST_TIMEOUT
 
 from .unirep import nearest_size
+from .validation import is_dense, kind_of, shown
 
 
 ImageInput = PIL.Image.Image | np.ndarray | torch.Tensor | str | os.PathLike
@@ -31,17 +36,32 @@ LoadedImage = PIL.Image.Image | torch.LongTensor
 ACCEPTED = (
     "a PIL image, a path, a URL, an array of shape (height, width, channels), a tensor of shape (channels, height,"
     " width), with 1, 3 or 4 channels of uint8 or of floating values in [0, 1], or VQ codes, torch.int64 of shape"
-    " (height / 16, width / 16)"
+    " (rows, columns)"
 )
 
+SOURCES = {"files": "a path", "urls": "a URL"}
+"""From where an image that is a string may be read, and what the string then is."""
 
-def load_images(images: object, name: str = "image") -> list[PIL.Image.Image | torch.LongTensor]:
+# Pillow resizes single bits and the indices of a palette by nearest neighbour, and does not know that hue is an angle.
+CONVERTED_FIRST = {"1": "L", "P": "RGB", "PA": "RGBA", "HSV": "RGB"}
+
+# A resized image of more than so many times the area wanted is not made in whole.
+MAX_EXCESS = 16
+
+# Pixels beside a part of an image, more than the bicubic filter reaches.
+MARGIN = 8
+
+
+def load_images(images: object, name: str = "image", load_from: Collection[str] = SOURCES) -> list[LoadedImage]:
     """
     Read images of any accepted kind, in their own mode and upright.
 
     Args:
         images (`ImageInput` or a list of them): One or several images.
         name (`str`, defaults to `"image"`): Name of the argument, for errors.
+        load_from (`Collection[str]`, *optional*):
+            What may be read for an image that is a string: `"files"`, `"urls"`, by default both. Data URLs
+            (`data:image/png;base64,…`) read nothing and are always accepted.
 
     Returns:
         `list[PIL.Image.Image | torch.LongTensor]`: One PIL image for each, or the VQ codes where those were passed.
@@ -49,34 +69,78 @@ def load_images(images: object, name: str = "image") -> list[PIL.Image.Image | t
     Raises:
         `ValueError`: If one is not an image, naming it and what is accepted.
     """
-    if isinstance(images, (list, tuple)):
-        return [image for index, one in enumerate(images) for image in load_images(one, f"{name}[{index}]")]
-    if isinstance(images, torch.Tensor) and images.dtype == torch.long:
-        if images.ndim not in (2, 3) or not images.numel():
-            raise _unacceptable(name, images)
-        return list(images.cpu()) if images.ndim == 3 else [images.cpu()]
-    if isinstance(images, (str, os.PathLike)):
-        try:
-            return [load_image(os.fspath(images), convert_method=_keep_mode)]
-        except (OSError, ValueError) as error:
-            raise ValueError(f"`{name}` is {os.fspath(images)!r}, which cannot be opened: {error}") from error
-    if isinstance(images, PIL.Image.Image):
-        return [load_image(images, convert_method=_keep_mode)]
-    if isinstance(images, torch.Tensor):
-        channels_last = images.detach().cpu().movedim(-3, -1) if images.ndim >= 3 else images.detach().cpu()
-        images = (channels_last.float() if images.is_floating_point() else channels_last).numpy()
-    if not isinstance(images, np.ndarray) or images.ndim not in (2, 3, 4):
-        raise _unacceptable(name, images)
-    return [_from_array(array, name) for array in (images if images.ndim == 4 else [images])]
+    if not isinstance(images, (list, tuple)):
+        return _load(images, name, load_from)
+    return [image for index, one in enumerate(images) for image in _load(one, f"{name}[{index}]", load_from)]
 
 
-def _keep_mode(image: PIL.Image.Image) -> PIL.Image.Image:
-    return image
+def _load(image: object, name: str, load_from: Collection[str]) -> list[LoadedImage]:
+    if isinstance(image, (str, os.PathLike)):
+        return [_read(os.fspath(image), name, load_from)]
+    if isinstance(image, PIL.Image.Image):
+        return [_upright(image, name)]
+    if isinstance(image, torch.Tensor):
+        if not is_dense(image) or not (image.is_floating_point() or image.dtype in (torch.uint8, torch.long)):
+            raise _unacceptable(name, image)
+        if image.dtype == torch.long:
+            if image.ndim not in (2, 3) or not image.numel():
+                raise _unacceptable(name, image)
+            return list(image.cpu()) if image.ndim == 3 else [image.cpu()]
+        image = image.detach().cpu().resolve_neg()
+        channels_last = image.movedim(-3, -1) if image.ndim >= 3 else image
+        image = (channels_last.float() if image.is_floating_point() else channels_last).numpy()
+    if not isinstance(image, np.ndarray) or image.ndim not in (2, 3, 4):
+        raise _unacceptable(name, image)
+    return [_from_array(array, name) for array in (image if image.ndim == 4 else [image])]
+
+
+def _read(source: str | bytes, name: str, load_from: Collection[str]) -> PIL.Image.Image:
+    is_data = source[:5] == "data:"
+    kind = "urls" if source[:7] == "http://" or source[:8] == "https://" else "files"
+    if not is_data and kind not in load_from:
+        raise ValueError(
+            f"`{name}` is {shown(source)}, {SOURCES[kind]}, which a message may only hold if its author is trusted:"
+            f" then pass `load_from=({kind!r},)`. Otherwise pass the image itself, or as a data URL."
+        )
+    try:
+        if is_data:
+            file = io.BytesIO(DataHandler().data_open(Request(source)).read())
+        elif kind == "urls":
+            response = requests.get(source, timeout=DIFFUSERS_REQUEST_TIMEOUT)
+            response.raise_for_status()
+            file = io.BytesIO(response.content)
+        elif os.path.isfile(source):
+            file = source
+        else:
+            raise FileNotFoundError("there is no such file, nor is it an http, https or data URL")
+        image = PIL.Image.open(file)
+    except Exception as error:  # what decoders make of malformed files is of every kind
+        raise ValueError(f"`{name}` is {shown(source)}, which cannot be opened: {error}") from error
+    with image:
+        return _upright(image, name)
+
+
+def _upright(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    _check_num_pixels(name, image.height, image.width)
+    try:
+        image = PIL.ImageOps.exif_transpose(image)
+    except Exception as error:  # the file may only be decoded here
+        raise ValueError(f"`{name}` is an image that cannot be read: {error}") from error
+    return _from_array(np.asarray(image), name) if image.mode == "F" else image
+
+
+def _check_num_pixels(name: str, height: int, width: int) -> None:
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if not height or not width or (limit is not None and height * width > limit):
+        raise ValueError(
+            f"`{name}` has to have at least one pixel, and at most {limit} (`PIL.Image.MAX_IMAGE_PIXELS`), but is of"
+            f" {height}x{width} (height x width)."
+        )
 
 
 def _unacceptable(name: str, found: object) -> ValueError:
-    kind = f"{found.dtype} of shape {tuple(found.shape)}" if hasattr(found, "shape") else repr(found)
-    return ValueError(f"`{name}` has to be {ACCEPTED}, or a list of these, but is {kind}.")
+    kind = kind_of(found) if isinstance(found, (np.ndarray, torch.Tensor)) else shown(found)
+    return ValueError(f"`{name}` has to be {ACCEPTED}, or a flat list of these, but is {kind}.")
 
 
 def _from_array(array: np.ndarray, name: str) -> PIL.Image.Image:
@@ -84,6 +148,7 @@ def _from_array(array: np.ndarray, name: str) -> PIL.Image.Image:
         array = array[..., 0]
     if not array.size or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         raise _unacceptable(name, array)
+    _check_num_pixels(name, *array.shape[:2])
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise ValueError(
@@ -96,19 +161,11 @@ def _from_array(array: np.ndarray, name: str) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.ascontiguousarray(array))
 
 
-def normalize_mode(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image as `L`, `RGB` or `RGBA`, in which it can be resized. 16-bit gray keeps its range, not its low bits."""
-    mode = image.mode
-    if mode in ("L", "RGB", "RGBA"):
-        return image
-    if mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return PIL.Image.fromarray((values >> 8).astype(np.uint8))
-    if mode == "1":
-        return image.convert("L")
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image.convert("RGB")
+def to_resizable(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image in its own mode or, where that cannot be resized well, in the nearest one that can."""
+    if image.mode in ("1", "L", "P", "RGB") and image.has_transparency_data:
+        return image.convert("RGBA")  # a blend of a colour that means transparent would be another colour
+    return image.convert(CONVERTED_FIRST[image.mode]) if image.mode in CONVERTED_FIRST else image
 
 
 def resize_and_crop(
@@ -118,7 +175,7 @@ def resize_and_crop(
     Cover `height x width` pixels with an image and cut off what stands out.
 
     Args:
-        image (`PIL.Image.Image`): The image, in any mode.
+        image (`PIL.Image.Image`): The image, in a mode that can be resized.
         height (`int`), width (`int`): The size wanted.
         generator (`torch.Generator`, *optional*): Decides a random place of the crop, which is else the centre.
     """
@@ -126,8 +183,7 @@ def resize_and_crop(
         image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
     scale = max(width / image.width, height / image.height)
     resized = (round(image.width * scale), round(image.height * scale))
-    image = image.resize(resized, PIL.Image.Resampling.BICUBIC)
-    spare_columns, spare_rows = image.width - width, image.height - height
+    spare_columns, spare_rows = resized[0] - width, resized[1] - height
     if generator is None:
         left, top = spare_columns // 2, spare_rows // 2
     else:
@@ -135,12 +191,32 @@ def resize_and_crop(
             int(torch.randint(spare + 1, (1,), generator=generator, device=generator.device))
             for spare in (spare_columns, spare_rows)
         )
-    return image.crop((left, top, left + width, top + height))
+    if resized[0] * resized[1] <= MAX_EXCESS * height * width:
+        return image.resize(resized, PIL.Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
+    # The same but for the rounding of the filter: exact agreement with the original is for images of sane shapes.
+    columns, rows = image.width / resized[0], image.height / resized[1]
+    begin, end = (left * columns, top * rows), ((left + width) * columns, (top + height) * rows)
+    x, y = (max(int(edge) - MARGIN, 0) for edge in begin)
+    right, bottom = (min(math.ceil(edge) + MARGIN, side) for edge, side in zip(end, image.size))
+    part = image.crop((x, y, right, bottom))
+    box = (begin[0] - x, begin[1] - y, min(end[0] - x, part.width), min(end[1] - y, part.height))
+    return part.resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
 
 
-def blend_over_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image as `RGB`, transparent parts blended over white and truncated to whole levels."""
-    if image.mode != "RGBA" or image.getextrema()[3][0] == 255:
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """
+    The image as `RGB`, transparent parts blended over white and truncated to whole levels. 16-bit gray keeps its
+    range, not its low bits.
+    """
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return PIL.Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode not in ("LA", "RGBA", "RGBa"):
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    if image.getextrema()[3][0] == 255:
         return image.convert("RGB")
     rgba = np.asarray(image).astype(np.float64)
     alpha = rgba[..., 3:] / 255
@@ -157,7 +233,7 @@ def prepare_image(image: PIL.Image.Image, base_size: int, generator: torch.Gener
         generator (`torch.Generator`, *optional*): Decides a random place of the crop, which is else the centre.
     """
     height, width = nearest_size(image.height, image.width, base_size)
-    return blend_over_white(resize_and_crop(normalize_mode(image), height, width, generator))
+    return to_rgb(resize_and_crop(to_resizable(image), height, width, generator))
 
 
 def encode_pixels(vqvae: VQModel, image: PIL.Image.Image, device: torch.device) -> torch.LongTensor:
@@ -170,7 +246,7 @@ def encode_pixels(vqvae: VQModel, image: PIL.Image.Image, device: torch.device) 
         device (`torch.device`): Where the VQ model runs.
 
     Returns:
-        `torch.LongTensor` of shape `(height / 16, width / 16)`: The codes, on the CPU.
+        `torch.LongTensor` of shape `(rows, columns)`: The codes, on the CPU.
     """
     pixels = torch.from_numpy(np.asarray(image).astype(np.float32) / 255 * 2 - 1).permute(2, 0, 1)[None]
     latents = vqvae.encode(pixels.to(device, vqvae.dtype)).latents  # (1, channels, rows, columns)
@@ -183,7 +259,7 @@ def encode_pixels(vqvae: VQModel, image: PIL.Image.Image, device: torch.device) 
 
 def encode_images(
     vqvae: VQModel,
-    images: Sequence[PIL.Image.Image | torch.LongTensor],
+    images: Sequence[LoadedImage],
     base_size: int,
     device: torch.device,
     generator: torch.Generator | None = None,
@@ -199,7 +275,7 @@ def encode_images(
         generator (`torch.Generator`, *optional*): Decides random places of the crops, which are else at the centre.
 
     Returns:
-        `list[torch.LongTensor]`: Codes of shape `(height / 16, width / 16)`, on the CPU.
+        `list[torch.LongTensor]`: Codes of shape `(rows, columns)`, on the CPU.
     """
     return [
         image

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .unirep import SEPARATOR_TOKEN
+from .validation import check_text, shown
 from .visual_results import read_depth, read_labels, read_normals
 
 
@@ -49,6 +50,13 @@ class Task:
     top_k: int | None = None
     to_array: Callable[[np.ndarray], np.ndarray] | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.template, str):
+            raise ValueError(f"`template` has to be a string but is {shown(self.template)}.")
+        check_text("template", self.template)
+        if self.to_array is not None and not callable(self.to_array):
+            raise ValueError(f"`to_array` has to be callable, or None, but is {shown(self.to_array)}.")
+
     @property
     def needs_prompt(self) -> bool:
         return "{prompt}" in self.template
@@ -69,7 +77,7 @@ class Task:
         if self.needs_prompt and prompt is None:
             raise ValueError(f"`prompt` has to be given, for the task {self.template!r}.")
         if not self.needs_prompt and prompt is not None:
-            raise ValueError(f"`prompt` has no place in the task {self.template!r} but is {prompt!r}.")
+            raise ValueError(f"`prompt` has no place in the task {self.template!r} but is {shown(prompt)}.")
         pieces = split_at_images(self.template)
         if pieces.count(None) != num_images:
             marked = split_at_images(prompt or "")
@@ -121,7 +129,7 @@ def find_task(task: object) -> Task:
         return Task(task)
     raise ValueError(
         f"`task` has to be one of {list(TASKS)}, or a template with {IMAGE_PLACEHOLDER} and {{prompt}} in it, or a"
-        f" `Task`, but is {task!r}."
+        f" `Task`, but is {shown(task)}."
     )
 
 
@@ -194,9 +202,10 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         `list[int]`: Token ids, none of them that of a control token.
 
     Raises:
-        `ValueError`: If the tokenizer would turn a part of the text into a control token all the same.
+        `ValueError`: If the text is not Unicode, or the tokenizer would turn a part of it into a control token all the
+            same.
     """
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = tokenizer(check_text("text", text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     added = tokenizer.added_tokens_encoder
     control = [token for token in tokenizer.convert_ids_to_tokens(ids) if token in added]
     if control:
@@ -253,7 +262,7 @@ def unpad(token_ids: torch.LongTensor, attention_mask: torch.Tensor | None, repe
         attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 1 for tokens, 0 for padding.
         repeats (`int`, defaults to 1): How often to repeat each row.
     """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(token_ids)
-    rows = [ids[mask.bool()].tolist() for ids, mask in zip(token_ids, attention_mask)]
+    token_ids = token_ids.cpu()
+    mask = torch.ones_like(token_ids) if attention_mask is None else attention_mask.cpu()
+    rows = [ids[is_token].tolist() for ids, is_token in zip(token_ids, mask.bool())]
     return [row for row in rows for _ in range(repeats)]

@@ -10,8 +10,11 @@ the transformer knows). It knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -26,6 +29,7 @@ START_TOKEN = "<racm3:break>"
 END_TOKEN = "<eoss>"
 ROW_END_TOKEN = "<reserved08799>"
 SEPARATOR_TOKEN = "<reserved08706>"
+CONTROL_TOKENS = (START_TOKEN, END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN)
 
 _DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 
@@ -40,25 +44,31 @@ def size_tag_token(num_grids: int) -> str:
     return f"<reserved{8800 + num_grids:05d}>"
 
 
-def trained_sizes(base_size: int) -> list[tuple[int, int]]:
+SIZE_TAG_TOKENS = tuple(map(size_tag_token, range(1, 200)))
+
+
+@lru_cache(maxsize=16)
+def trained_sizes(base_size: int) -> tuple[tuple[int, int], ...]:
     """
     The image sizes a checkpoint was trained on: all grids of at most `(base_size / 32)²` cells that cannot be made
     wider at the same height or the reverse, with an aspect ratio of at most 4.
 
     Args:
-        base_size (`int`): Side of the square image of the same area, in pixels: 512, 768 or 1024.
+        base_size (`int`): Side of the square image of the same area, in pixels: 512, 768 or 1024 as released.
 
     Returns:
-        `list[tuple[int, int]]`: `(height, width)` in pixels, from the widest to the tallest.
+        `tuple[tuple[int, int], ...]`: `(height, width)` in pixels, from the widest to the tallest.
     """
-    cells = (base_size // GRID_SIZE) ** 2
+    side = base_size // GRID_SIZE
+    cells = side**2
     sizes = []
-    for width in range(cells, 0, -1):
+    # Wider than the root of cells * 4 no grid of an aspect ratio of 4 can be, nor taller than 4 times its width.
+    for width in range(min(cells, int(side * MAX_ASPECT_RATIO**0.5)), 0, -1):
         # The staircase under the curve height * width = cells: heights that the next wider grid cannot have.
-        for height in range(max(cells // (width + 1), 1), cells // width + 1):
-            if max(height, width) <= MAX_ASPECT_RATIO * min(height, width):
+        for height in range(max(cells // (width + 1), 1), min(cells // width, int(width * MAX_ASPECT_RATIO)) + 1):
+            if width <= MAX_ASPECT_RATIO * height:
                 sizes.append((height * GRID_SIZE, width * GRID_SIZE))
-    return sizes
+    return tuple(sizes)
 
 
 def nearest_size(height: int, width: int, base_size: int) -> tuple[int, int]:
@@ -125,42 +135,39 @@ class ImageVocabulary:
     def from_tokenizer(
         cls, tokenizer: PreTrainedTokenizerBase, num_codes: int, patch_size: int = 16
     ) -> ImageVocabulary:
-        """Read the ids from the names in a tokenizer. Raises `ValueError` if a name is missing."""
+        """
+        Read the ids from the names in a tokenizer. Raises `ValueError` if a name is missing.
 
-        def lookup(names: list[str]) -> list[int | None]:
-            ids = tokenizer.convert_tokens_to_ids(names)
-            return [None if id == tokenizer.unk_token_id else id for id in ids]
-
-        return cls._from_lookup(lookup, num_codes, patch_size, "tokenizer")
+        They are kept for as long as the tokenizer lives, and read again if its control tokens or size tags change.
+        """
+        known = _VOCABULARIES.setdefault(tokenizer, {})
+        probes = [*CONTROL_TOKENS, *SIZE_TAG_TOKENS, code_token(0), code_token(num_codes - 1)]
+        key = (num_codes, patch_size, *tokenizer.convert_tokens_to_ids(probes))
+        if key not in known:
+            known[key] = cls._from_names(tokenizer.get_vocab(), num_codes, patch_size, "tokenizer")
+        return known[key]
 
     @classmethod
     def from_names(cls, names: Mapping[str, int], num_codes: int, patch_size: int = 16) -> ImageVocabulary:
         """Read the ids from a `vocabulary_map` as Chameleon configs hold it. Raises `ValueError` if one is missing."""
-        return cls._from_lookup(lambda keys: [names.get(key) for key in keys], num_codes, patch_size, "vocabulary_map")
+        return cls._from_names(names, num_codes, patch_size, "vocabulary_map")
 
     @classmethod
-    def _from_lookup(
-        cls, lookup: Callable[[list[str]], list[int | None]], num_codes: int, patch_size: int, source: str
-    ) -> ImageVocabulary:
-        control_names = [START_TOKEN, END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN]
-        control_ids = lookup(control_names)
-        code_ids = lookup([code_token(code) for code in range(num_codes)])
-        missing = [name for name, id in zip(control_names, control_ids) if id is None]
-        missing += [code_token(code) for code, id in enumerate(code_ids) if id is None]
+    def _from_names(cls, names: Mapping[str, int], num_codes: int, patch_size: int, source: str) -> ImageVocabulary:
+        code_tokens = [code_token(code) for code in range(num_codes)]
+        missing = [name for name in (*CONTROL_TOKENS, *code_tokens, SIZE_TAG_TOKENS[0]) if name not in names]
         if missing:
             raise ValueError(
                 f"The `{source}` is not that of a Lumina-mGPT checkpoint with {num_codes} codes: it lacks"
                 f" {len(missing)} of the needed tokens, the first of them {missing[0]!r}."
             )
-        size_tag_ids = []
-        for id in lookup([size_tag_token(grids) for grids in range(1, 200)]):
-            if id is None:
-                break
-            size_tag_ids.append(id)
-        start_id, end_id, row_end_id, separator_id = control_ids
+        # On the CPU, and fit for training, whatever is the default where this is called first.
+        with torch.inference_mode(False):
+            code_ids = torch.tensor([names[name] for name in code_tokens], device="cpu")
+        start_id, end_id, row_end_id, separator_id = (names[name] for name in CONTROL_TOKENS)
         return cls(
-            code_ids=torch.tensor(code_ids),
-            size_tag_ids=tuple(size_tag_ids),
+            code_ids=code_ids,
+            size_tag_ids=tuple(names[name] for name in takewhile(names.__contains__, SIZE_TAG_TOKENS)),
             start_id=start_id,
             end_id=end_id,
             row_end_id=row_end_id,
@@ -290,3 +297,6 @@ class ImageVocabulary:
                 f" token id {int(grid[row, column])}."
             )
         return order[place]
+
+
+_VOCABULARIES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple, ImageVocabulary]] = WeakKeyDictionary()

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
+from .validation import check_integer, kind_of
+
 
 # Colours of a label map differ by more than this in some channel; the VQ model's noise within an area does not.
 LABEL_DISTANCE = 48
@@ -35,8 +37,9 @@ def read_depth(pixels: np.ndarray, palette: Sequence[Sequence[int]] | None = Non
         nearest colour. Which end is near, and by what scale, is a convention of the training data that the picture
         does not say.
     """
+    _check_pixels(pixels)
     if palette is not None:
-        return (_nearest(pixels, np.asarray(palette)) / max(len(palette) - 1, 1)).astype(np.float32)
+        return (_nearest(pixels, palette) / max(len(palette) - 1, 1)).astype(np.float32)
     return (pixels.astype(np.float32).mean(axis=-1) / 255).astype(np.float32)
 
 
@@ -52,6 +55,7 @@ def read_normals(pixels: np.ndarray) -> np.ndarray:
         from -1 to 1. The directions of the axes are a convention of the training data. Where a pixel is the middle
         gray, which is no direction, z is 1.
     """
+    _check_pixels(pixels)
     vectors = pixels.astype(np.float32) / 255 * 2 - 1
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     facing = np.array([0, 0, 1], dtype=np.float32)
@@ -71,7 +75,7 @@ def read_labels(pixels: np.ndarray, palette: Sequence[Sequence[int]] | None = No
     Returns:
         `np.ndarray` of shape `(height, width)`: int64, index of the nearest colour of the palette.
     """
-    return _nearest(pixels, find_palette(pixels) if palette is None else np.asarray(palette))
+    return _nearest(pixels, find_palette(pixels) if palette is None else palette)
 
 
 def find_palette(pixels: np.ndarray) -> np.ndarray:
@@ -84,6 +88,7 @@ def find_palette(pixels: np.ndarray) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(num_colours, 3)`: uint8.
     """
+    _check_pixels(pixels)
     flat = pixels.reshape(-1, 3)
     cells, cell_of, counts = np.unique(flat // 16, axis=0, return_inverse=True, return_counts=True)
     cell_of = cell_of.reshape(-1)
@@ -97,11 +102,26 @@ def find_palette(pixels: np.ndarray) -> np.ndarray:
     return np.array(palette).round().astype(np.uint8)
 
 
-def _nearest(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+def _check_pixels(pixels: object) -> None:
+    is_picture = isinstance(pixels, np.ndarray) and pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.size
+    if not is_picture or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"`pixels` have to be an array of shape (height, width, 3), uint8, but are {kind_of(pixels)}."
+        )
+
+
+def _nearest(pixels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
     """Index of the colour that is nearest to each pixel."""
+    _check_pixels(pixels)
+    try:
+        colours = np.asarray(palette, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`palette` has to be a list of RGB colours: {error}") from error
+    if colours.ndim != 2 or colours.shape[1] != 3 or not len(colours):
+        raise ValueError(f"`palette` has to be a list of RGB colours but is of shape {colours.shape}.")
     nearest = np.zeros(pixels.shape[:2], dtype=np.int64)
     least = np.full(pixels.shape[:2], np.inf)
-    for index, colour in enumerate(palette.astype(np.float32)):
+    for index, colour in enumerate(colours):
         distance = ((pixels.astype(np.float32) - colour) ** 2).sum(axis=-1)
         nearest[distance < least] = index
         least = np.minimum(least, distance)
@@ -118,6 +138,7 @@ def contact_sheet(images: Sequence[PIL.Image.Image], columns: int = 4) -> PIL.Im
     """
     if not images:
         raise ValueError("`images` has to hold at least one image but is empty.")
+    columns = check_integer("columns", columns, least=1)
     width, height = (max(sides) for sides in zip(*(image.size for image in images)))
     rows = -(-len(images) // columns)
     sheet = PIL.Image.new("RGB", (min(columns, len(images)) * width, rows * height), "white")
