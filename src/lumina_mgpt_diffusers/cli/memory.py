@@ -5,6 +5,7 @@ import argparse
 
 import torch
 from transformers import ChameleonConfig
+from transformers.utils import cached_file
 
 from ..memory import estimate_memory, largest_batch
 from .arguments import DTYPES
@@ -52,7 +53,5 @@ def run(args: argparse.Namespace) -> None:
 
 def read_config(model: str) -> ChameleonConfig:
     """The transformer's configuration, in a pipeline's folder or an original one."""
-    try:
-        return ChameleonConfig.from_pretrained(model, subfolder="transformer")
-    except OSError:
-        return ChameleonConfig.from_pretrained(model)
+    path = cached_file(model, "config.json", subfolder="transformer", _raise_exceptions_for_missing_entries=False)
+    return ChameleonConfig.from_json_file(path or cached_file(model, "config.json"))

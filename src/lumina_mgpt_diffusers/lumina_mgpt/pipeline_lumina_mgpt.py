@@ -34,7 +34,7 @@ EXAMPLE_DOC_STRING = """
         >>> import torch
         >>> from lumina_mgpt_diffusers import LuminaMGPTPipeline
 
-        >>> pipe = LuminaMGPTPipeline.from_pretrained("path/to/Lumina-mGPT-7B-768", torch_dtype=torch.bfloat16)
+        >>> pipe = LuminaMGPTPipeline.from_pretrained("path/to/Lumina-mGPT-7B-768", dtype=torch.bfloat16)
         >>> pipe.to("cuda")
         >>> generator = torch.Generator().manual_seed(0)
         >>> image = pipe("a red fox in the snow", height=768, width=768, generator=generator).images[0]

@@ -34,7 +34,7 @@ EXAMPLE_DOC_STRING = """
         >>> import torch
         >>> from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTConversation
 
-        >>> pipe = LuminaMGPTChatPipeline.from_pretrained("path/to/Lumina-mGPT-Omni", torch_dtype=torch.bfloat16)
+        >>> pipe = LuminaMGPTChatPipeline.from_pretrained("path/to/Lumina-mGPT-Omni", dtype=torch.bfloat16)
         >>> pipe.to("cuda")
         >>> pipe("Describe the image in detail. <|image|>", images="fox.png").text
 

@@ -37,7 +37,7 @@ EXAMPLE_DOC_STRING = """
         >>> import torch
         >>> from lumina_mgpt_diffusers import LuminaMGPTImg2ImgPipeline
 
-        >>> pipe = LuminaMGPTImg2ImgPipeline.from_pretrained("path/to/Lumina-mGPT-Omni", torch_dtype=torch.bfloat16)
+        >>> pipe = LuminaMGPTImg2ImgPipeline.from_pretrained("path/to/Lumina-mGPT-Omni", dtype=torch.bfloat16)
         >>> pipe.to("cuda")
         >>> night = pipe("Make it night.", image="fox.png", generator=torch.Generator().manual_seed(0)).images[0]
         >>> depth = pipe(image="fox.png", task="depth").arrays[0]
