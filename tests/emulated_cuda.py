@@ -10,7 +10,6 @@ The host's kernels compute, so results equal the host's. What goes wrong on a GP
 Only calls from the thread that entered the context are seen.
 """
 
-import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from conftest import copy_of
 from diffusers import DiffusionPipeline
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -53,10 +53,7 @@ class EmulatedCuda(TorchFunctionMode):
 
     def move(self, pipe: DiffusionPipeline) -> DiffusionPipeline:
         """The pipeline with copies of its models on this device."""
-        modules = {name: copy.deepcopy(part) for name, part in pipe.components.items() if hasattr(part, "parameters")}
-        moved = type(pipe)(**{**pipe.components, **modules}).to("cuda")
-        moved.set_progress_bar_config(disable=True)
-        return moved
+        return copy_of(pipe).to("cuda")
 
     def wait(self, call: str, copies: Iterable[Callable] | None = None) -> None:
         """The host waits until these copies are there, by default all."""

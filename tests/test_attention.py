@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CHECKPOINT, load_pipeline
+from conftest import CHECKPOINT, copy_of, load_pipeline
 from diffusers.models.attention_processor import XFormersAttnProcessor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.utils import logging as transformers_logging
@@ -191,8 +191,8 @@ def test_the_bias_of_xformers_itself():
     torch.testing.assert_close(bias.materialize((4, 16)), expected)
 
 
-def test_enabling_reaches_transformer_and_vqvae(kernel):
-    pipe = load_pipeline(CHECKPOINT)
+def test_enabling_reaches_transformer_and_vqvae(kernel, random_pipe):
+    pipe = copy_of(random_pipe)
     attentions = [module for module in pipe.vqvae.modules() if hasattr(module, "processor")]
     before = [type(module.processor) for module in attentions]
     assert attentions
