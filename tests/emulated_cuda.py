@@ -99,9 +99,9 @@ class EmulatedCuda(TorchFunctionMode):
         if name in ("numpy", "__array__") and on_device:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
-        index = name in ("__getitem__", "__setitem__")
-        if on_device and index:
+        if name in ("__getitem__", "__setitem__"):
             self._check_index(*args)
+            on_device = args[0].is_cuda
         elif on_device and any(not tensor.is_cuda and tensor.ndim for tensor in tensors):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got cuda:0 and cpu")
         if on_device and (name in WAITING or (name == "where" and len(args) + len(kwargs) == 1)):
@@ -120,19 +120,20 @@ class EmulatedCuda(TorchFunctionMode):
             return tensors[0]  # in place
         return tree_map(on_cuda, result) if on_device else result
 
-    def _check_index(self, tensor: torch.Tensor, index: Any, *values: Any) -> None:
+    def _check_index(self, tensor: torch.Tensor, index: Any, value: Any = None) -> None:
         parts = index if isinstance(index, tuple) else (index,)
-        indices = [part for part in parts if isinstance(part, torch.Tensor)]
-        arrays = [value for value in values if isinstance(value, torch.Tensor) and value.ndim > 0]
-        if not tensor.is_cuda or (indices and any(not array.is_cuda for array in arrays)):
+        numbers = [bound for part in parts if isinstance(part, slice) for bound in (part.start, part.stop)]
+        numbers += [part for part in parts if isinstance(part, torch.Tensor) and part.ndim == 0]
+        if any(isinstance(number, CudaTensor) for number in numbers):
+            self.wait("index")
+        indices = [part for part in parts if isinstance(part, torch.Tensor) and part.ndim > 0]
+        is_away = isinstance(value, torch.Tensor) and value.is_cuda != tensor.is_cuda
+        if indices and (is_away and value.ndim > 0 or any(part.is_cuda > tensor.is_cuda for part in indices)):
             raise RuntimeError("Expected indices and values to be on the device of the tensor, but got cuda:0 and cpu")
-        bounds = [bound for part in parts if isinstance(part, slice) for bound in (part.start, part.stop)]
-        if any(isinstance(bound, CudaTensor) for bound in bounds):
-            self.wait("slice")
-        if any(not other.is_cuda for other in indices + arrays):
+        if is_away or any(part.is_cuda < tensor.is_cuda for part in indices):
             self.wait("copy")
-        is_one_value = bool(values) and getattr(values[0], "numel", lambda: 1)() == 1  # then it is a `masked_fill_`
-        if any(part.dtype == torch.bool for part in indices) and not is_one_value:
+        is_one_value = value is not None and getattr(value, "numel", lambda: 1)() == 1  # then it is a `masked_fill_`
+        if tensor.is_cuda and any(part.dtype == torch.bool for part in indices) and not is_one_value:
             self.wait("boolean index")
 
     def _to(self, name: str, source: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
