@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--output", default="image", help="beginning of the names of the images")
     args = parser.parse_args()
 
-    pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.bfloat16)
+    pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.bfloat16)
     pipe = pipe.to(args.device)
     images = pipe(
         prompt=args.prompt,

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CHECKPOINT, load_pipeline
+from conftest import CHECKPOINT, copy_of, load_pipeline
 from diffusers.models.attention_processor import XFormersAttnProcessor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.utils import logging as transformers_logging
@@ -82,13 +82,19 @@ def pipe(random_pipe):
     random_pipe.transformer.set_attn_implementation("sdpa")
 
 
-@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
-def test_implementations_give_the_codes_of_sdpa(pipe, implementation, with_sampler):
+COMPILED = pytest.param("flex_attention", "default", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "stance"), [("eager", "default"), ("flex_attention", "force_eager"), COMPILED]
+)
+def test_implementations_give_the_codes_of_sdpa(pipe, implementation, stance, with_sampler):
     with_sampler(pipe, num_draft_tokens=3)
     expected = codes_of(pipe)
     pipe.transformer.set_attn_implementation(implementation)
     assert pipe.transformer.config._attn_implementation == implementation
-    torch.testing.assert_close(codes_of(pipe), expected, rtol=0, atol=0)
+    with torch.compiler.set_stance(stance):
+        torch.testing.assert_close(codes_of(pipe), expected, rtol=0, atol=0)
 
 
 def test_setting_an_implementation_warns_of_nothing(pipe, caplog):
@@ -185,8 +191,8 @@ def test_the_bias_of_xformers_itself():
     torch.testing.assert_close(bias.materialize((4, 16)), expected)
 
 
-def test_enabling_reaches_transformer_and_vqvae(kernel):
-    pipe = load_pipeline(CHECKPOINT)
+def test_enabling_reaches_transformer_and_vqvae(kernel, random_pipe):
+    pipe = copy_of(random_pipe)
     attentions = [module for module in pipe.vqvae.modules() if hasattr(module, "processor")]
     before = [type(module.processor) for module in attentions]
     assert attentions

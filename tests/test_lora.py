@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKPOINT, load_pipeline
+from conftest import CHECKPOINT, copy_of
 from hub_server import HubServer
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTTransformer
@@ -19,14 +20,13 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 CONFIG = {
     "r": 4,
     "lora_alpha": 8,
-    "target_modules": [*PROJECTIONS, "lm_head", "embed_tokens"],
-    "rank_pattern": {"q_proj": 2, "down_proj": 3, "lm_head": 5, "embed_tokens": 6},
-    "alpha_pattern": {"v_proj": 4, "embed_tokens": 12},
+    "target_modules": [*PROJECTIONS, "lm_head"],
+    "rank_pattern": {"q_proj": 2, "down_proj": 3, "lm_head": 5},
+    "alpha_pattern": {"v_proj": 4},
     "init_lora_weights": False,
 }
-# Peft adds the base weights of adapted embeddings unless it is told not to.
-EMBEDDINGS = "ignore:Setting `save_embedding_layers`"
-pytestmark = pytest.mark.filterwarnings(EMBEDDINGS)
+# Peft adds the base weights of an adapted `lm_head` unless it is told not to.
+pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 
 
 def logits_of(pipe) -> torch.Tensor:
@@ -55,17 +55,17 @@ def save(pipe, folder: Path, name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> dict:
+def adapter(random_pipe, tmp_path_factory) -> dict:
     """An adapter in the files of diffusers and of peft, with its logits."""
     folder = tmp_path_factory.mktemp("adapter")
-    pipe = load_pipeline(CHECKPOINT)
+    pipe = copy_of(random_pipe)
     base = logits_of(pipe)
     add_adapter(pipe, "style", seed=0)
     logits, codes = logits_of(pipe), codes_of(pipe)
     save(pipe, folder / "diffusers", "style")
     tensors = get_peft_model_state_dict(pipe.transformer, adapter_name="style")
 
-    peft_model = get_peft_model(load_pipeline(CHECKPOINT).transformer, LoraConfig(**CONFIG))
+    peft_model = get_peft_model(copy_of(random_pipe).transformer, LoraConfig(**CONFIG))
     lora = {f"base_model.model.{name}": tensor for name, tensor in tensors.items() if "lora" in name}
     set_peft_model_state_dict(peft_model, lora)
     peft_model.save_pretrained(folder / "peft")
@@ -129,12 +129,7 @@ STYLES = {
         ".lora_B.", ".lora.up."
     ),
     "kohya": lambda name: f"transformer.{name}".replace(".lora_A.", ".lora_down.").replace(".lora_B.", ".lora_up."),
-    "named": lambda name: (
-        name.replace(".lora_A.", ".lora_A.other.")
-        .replace(".lora_B.", ".lora_B.other.")
-        .replace("lora_embedding_A", "lora_embedding_A.other")
-        .replace("lora_embedding_B", "lora_embedding_B.other")
-    ),
+    "named": lambda name: name.replace(".lora_A.", ".lora_A.other.").replace(".lora_B.", ".lora_B.other."),
 }
 
 
@@ -167,6 +162,26 @@ def test_what_is_no_lora_of_this_model(pipe, adapter, caplog):
     assert pipe.get_list_adapters() == {"transformer": ["default_0"]}
 
 
+def test_adapters_of_the_embedding_are_refused(pipe, adapter):
+    embedding = {"model.embed_tokens.lora_embedding_A": torch.zeros(2, 320)}
+    with pytest.raises(ValueError, match="embed_tokens.lora_embedding_A.*not supported.*merge_and_unload"):
+        pipe.load_lora_weights({**adapter["tensors"], **embedding})
+    with pytest.raises(ValueError, match="`target_modules`.*embed_tokens.*not supported"):
+        pipe.transformer.add_adapter(LoraConfig(target_modules=["q_proj", "embed_tokens"]))
+    assert pipe.get_list_adapters() == {}
+
+
+def test_an_alpha_of_one_module_scales_that_module(pipe, adapter):
+    module = "model.layers.0.self_attn.q_proj"
+    pipe.load_lora_weights({**adapter["tensors"], f"{module}.alpha": torch.tensor(6.0)}, adapter_name="x")
+    for name, parameter in pipe.transformer.named_parameters():
+        if ".lora_B." in name:
+            saved = adapter["tensors"][name.replace(".lora_B.x.", ".lora_B.")]
+            torch.testing.assert_close(parameter, saved * 3 if module in name else saved)  # the rank there is 2
+    layers = [layer for layer in pipe.transformer.modules() if isinstance(layer, LoraLayer)]
+    assert layers and all(layer.scaling == {"x": 1.0} for layer in layers)
+
+
 def test_weights_of_adapters(pipe, adapter):
     pipe.load_lora_weights(adapter["folder"] / "diffusers", adapter_name="one")
     add_adapter(pipe, "two", seed=1)
@@ -193,8 +208,8 @@ def test_weights_of_adapters(pipe, adapter):
     assert pipe.get_list_adapters() == {"transformer": ["one"]}
 
 
-def test_fusing(adapter):
-    pipe = load_pipeline(CHECKPOINT)
+def test_fusing(random_pipe, adapter):
+    pipe = copy_of(random_pipe)
     pipe.load_lora_weights(adapter["folder"] / "diffusers", adapter_name="one")
     pipe.fuse_lora()
     assert pipe.num_fused_loras == 1
@@ -247,8 +262,8 @@ def test_saved_adapters_hold_no_base_weights_and_no_paths(pipe, adapter, tmp_pat
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
 
 
-def test_saving_a_pipeline_that_has_adapters(adapter, tmp_path):
-    pipe = load_pipeline(CHECKPOINT)
+def test_saving_a_pipeline_that_has_adapters(random_pipe, adapter, tmp_path):
+    pipe = copy_of(random_pipe)
     pipe.load_lora_weights(adapter["folder"] / "diffusers")
     pipe.save_pretrained(tmp_path / "without")
     pipe.fuse_lora()
@@ -259,15 +274,15 @@ def test_saving_a_pipeline_that_has_adapters(adapter, tmp_path):
     torch.testing.assert_close(logits_of(plain), adapter["logits"], atol=1e-4, rtol=1e-4)
 
 
-def test_loading_into_an_offloaded_pipeline(adapter, tmp_path):
-    pipe = load_pipeline(CHECKPOINT)
+def test_loading_into_an_offloaded_pipeline(random_pipe, adapter, tmp_path):
+    pipe = copy_of(random_pipe)
     pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level", exclude_modules=["vqvae"])
     pipe.load_lora_weights(adapter["folder"] / "diffusers")
     check(pipe, adapter)
 
 
-def test_adapters_take_the_dtype_of_the_model(adapter):
-    pipe = load_pipeline(CHECKPOINT, dtype=torch.bfloat16)
+def test_adapters_take_the_dtype_of_the_model(random_pipe, adapter):
+    pipe = copy_of(random_pipe).to(torch.bfloat16)
     pipe.load_lora_weights(adapter["folder"] / "diffusers")
     assert {parameter.dtype for parameter in pipe.transformer.parameters()} == {torch.bfloat16}
     assert (codes_of(pipe) >= 0).all()
@@ -282,8 +297,8 @@ def test_a_pickle_is_only_read_where_it_is_allowed(pipe, adapter, tmp_path):
 
 
 @pytest.mark.gpu
-def test_lora_on_the_gpu(adapter):
-    pipe = load_pipeline(CHECKPOINT).to("cuda")
+def test_lora_on_the_gpu(random_pipe, adapter):
+    pipe = copy_of(random_pipe).to("cuda")
     pipe.load_lora_weights(adapter["folder"] / "diffusers", adapter_name="x")
     assert {parameter.device.type for parameter in pipe.transformer.parameters()} == {"cuda"}
     with torch.no_grad():

@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from conftest import CHECKPOINT, load_pipeline
+from conftest import CHECKPOINT, copy_of, load_pipeline
 from diffusers import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.source_code_parsing_utils import ReturnNameVisitor
@@ -235,8 +235,8 @@ def test_a_scheduler_of_diffusers_does_not_fit(random_pipe):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_to_dtype(dtype):
-    pipe = load_pipeline(CHECKPOINT).to(dtype=dtype)
+def test_to_dtype(random_pipe, dtype):
+    pipe = copy_of(random_pipe).to(dtype=dtype)
     assert pipe.dtype == pipe.transformer.dtype == pipe.vqvae.dtype == dtype
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from accelerate import disk_offload
 from accelerate.hooks import CpuOffload
-from conftest import CHECKPOINT, load_pipeline
+from conftest import CHECKPOINT, copy_of, load_pipeline
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 
 from lumina_mgpt_diffusers import (
@@ -28,8 +28,13 @@ def expected(random_pipe) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def pipe() -> LuminaMGPTPipeline:
-    return load_pipeline(CHECKPOINT)
+def pipe(random_pipe) -> LuminaMGPTPipeline:
+    return copy_of(random_pipe)
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16() -> LuminaMGPTPipeline:
+    return load_pipeline(CHECKPOINT, dtype=torch.bfloat16)
 
 
 def check(pipe, expected: dict[str, torch.Tensor], **tolerance: float) -> None:
@@ -70,12 +75,11 @@ def test_group_offload(pipe, expected, kwargs):
     check(pipe, expected)
 
 
-def test_cast_to_bfloat16_and_back(pipe):
-    cast = load_pipeline(CHECKPOINT, dtype=torch.bfloat16)
+def test_cast_to_bfloat16_and_back(pipe, in_bfloat16):
     pipe.to(torch.bfloat16)
     assert pipe.transformer.dtype == pipe.vqvae.dtype == torch.bfloat16
     assert pipe.transformer.model.rotary_emb.inv_freq.dtype == torch.float32
-    torch.testing.assert_close(run(pipe), run(cast), rtol=0, atol=0)
+    torch.testing.assert_close(run(pipe), run(in_bfloat16), rtol=0, atol=0)
 
 
 def test_components_of_a_pipeline_make_another(pipe, expected):
@@ -84,8 +88,8 @@ def test_components_of_a_pipeline_make_another(pipe, expected):
 
 
 @pytest.mark.parametrize("other", [LuminaMGPTImg2ImgPipeline, LuminaMGPTChatPipeline])
-def test_from_pipe(other, expected):
-    pipe = load_pipeline(CHECKPOINT, dtype=torch.bfloat16)
+def test_from_pipe(other, in_bfloat16):
+    pipe = copy_of(in_bfloat16)
     before = run(pipe)
     there = other.from_pipe(pipe)
     assert type(there) is other
@@ -119,9 +123,9 @@ def test_group_offload_of_the_vqvae_is_refused(pipe):
 
 
 @pytest.fixture
-def on_gpu() -> tuple[LuminaMGPTPipeline, dict[str, torch.Tensor]]:
-    pipe = load_pipeline(CHECKPOINT).to("cuda")
-    return load_pipeline(CHECKPOINT), {output_type: run(pipe, output_type) for output_type in ("latent", "pt")}
+def on_gpu(random_pipe) -> tuple[LuminaMGPTPipeline, dict[str, torch.Tensor]]:
+    pipe = copy_of(random_pipe).to("cuda")
+    return copy_of(random_pipe), {output_type: run(pipe, output_type) for output_type in ("latent", "pt")}
 
 
 @pytest.mark.gpu

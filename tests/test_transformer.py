@@ -134,9 +134,15 @@ def test_norm_rows_that_do_not_divide_the_heads_are_an_error(large_checkpoint, t
         LuminaMGPTTransformer.from_pretrained(folder)
 
 
+COMPILED = pytest.param("flex_attention", "default", marks=pytest.mark.slow)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
-def test_slot_cache_equals_no_cache(model, ids, implementation):
+@pytest.mark.parametrize(
+    ("implementation", "stance"),
+    [("sdpa", "default"), ("eager", "default"), ("flex_attention", "force_eager"), COMPILED],
+)
+def test_slot_cache_equals_no_cache(model, ids, implementation, stance):
     before = model.config._attn_implementation
     expected = model(ids).logits
     try:
@@ -146,7 +152,8 @@ def test_slot_cache_equals_no_cache(model, ids, implementation):
         for end in (50, 51, 60, ids.shape[1]):
             positions = torch.arange(start, end)[None]
             cache.limit(96 if end < 60 else ids.shape[1], torch.device("cpu"))
-            pieces.append(model(ids[:, start:end], position_ids=positions, past_key_values=cache).logits)
+            with torch.compiler.set_stance(stance):
+                pieces.append(model(ids[:, start:end], position_ids=positions, past_key_values=cache).logits)
             start = end
     finally:
         model.set_attn_implementation(before)

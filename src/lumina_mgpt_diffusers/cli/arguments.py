@@ -1,0 +1,67 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What the commands that run a model share: which model, and the settings of the sampler."""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..lumina_mgpt import LuminaMGPTScheduler
+from ..lumina_mgpt.pipeline_base import LuminaMGPTBasePipeline
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", required=True, help="Hub id or folder, in diffusers' or the original format")
+    group.add_argument("--original_vqgan", help="VQ model of an original checkpoint: folder, file or Hub id")
+    group.add_argument("--original_tokenizer", help="tokenizer of an original checkpoint that has none")
+    group.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
+    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampler", "by default what the model was saved with, or what the task needs")
+    group.add_argument("--guidance_scale", type=float, help="1 turns guidance off and halves the work")
+    group.add_argument("--temperature", type=float, help="0 takes the most likely code")
+    group.add_argument("--top_k", type=int, help="codes that may be drawn, 0 for all")
+    group.add_argument("--num_draft_tokens", type=int, help="tokens that a forward guesses ahead, for speed alone")
+    group.add_argument("--draft_init", choices=["logits", "above", "random"], help="first guess of a code")
+
+
+def add_size_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--height", type=int, help=f"in pixels, a multiple of 32; default: {default}")
+    parser.add_argument("--width", type=int, help=f"in pixels, a multiple of 32; default: {default}")
+
+
+def load_pipeline(pipeline_class: type[LuminaMGPTBasePipeline], args: argparse.Namespace) -> LuminaMGPTBasePipeline:
+    """The pipeline that the arguments name, with their drafts."""
+    pipe = pipeline_class.from_pretrained(
+        args.model,
+        original_vqgan=args.original_vqgan,
+        original_tokenizer=args.original_tokenizer,
+        dtype=getattr(torch, args.dtype or ("float32" if args.device == "cpu" else "bfloat16")),
+    )
+    drafts = {name: getattr(args, name, None) for name in ("num_draft_tokens", "draft_init")}
+    drafts = {name: value for name, value in drafts.items() if value is not None}
+    if drafts:
+        pipe.scheduler = LuminaMGPTScheduler.from_config(pipe.scheduler.config, **drafts)
+    return pipe.to(args.device)
+
+
+def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the sampler that a call takes."""
+    return {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k")}
+
+
+def generators(seeds: range) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def output_paths(output: str, seeds: range) -> Iterator[str]:
+    """`output` for one image, else `output` with the seed at the end of its stem."""
+    stem = output.removesuffix(".png")
+    return (f"{stem}.png" if len(seeds) == 1 else f"{stem}_{seed}.png" for seed in seeds)

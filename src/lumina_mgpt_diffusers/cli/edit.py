@@ -1,0 +1,69 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""`lumina-mgpt edit`: image to image."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..lumina_mgpt import TASKS, LuminaMGPTImg2ImgPipeline
+from .arguments import (
+    add_model_arguments,
+    add_sampler_arguments,
+    add_size_arguments,
+    load_pipeline,
+    sampler_settings,
+)
+from .png import describe, save_png
+
+
+EXAMPLE = """\
+examples:
+  lumina-mgpt edit fox.png --prompt "Make it night." --model lumina-mgpt-7b-768-omni --output night.png
+  lumina-mgpt edit fox.png --task depth --model lumina-mgpt-7b-768-omni --output depth.png
+
+What an image means as numbers (depth, normals, labels) is saved beside it as `.npy`.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "edit",
+        help="images from images: editing, depth, segmentation, …",
+        description="Edit an image, or get its depth, normals, segmentation, pose or detections.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="file; several are for one prompt that marks each by <|image|>"
+    )
+    parser.add_argument("--prompt", help="instruction, object to detect or caption, for the tasks that take one")
+    parser.add_argument("--task", choices=list(TASKS), help="default: edit with a prompt, else depth")
+    add_size_arguments(parser, "that of the input")
+    parser.add_argument("--free_size", action="store_true", help="let the model choose the size")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("lumina_mgpt.png"), help="default: %(default)s")
+    add_sampler_arguments(parser)
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    pipe = load_pipeline(LuminaMGPTImg2ImgPipeline, args)
+    settings = {"task": args.task or ("depth" if args.prompt is None else "edit"), **sampler_settings(args)}
+    output = pipe(
+        args.prompt,
+        image=[args.images],
+        height=args.height,
+        width=args.width,
+        size="free" if args.free_size else None,
+        generator=torch.Generator().manual_seed(args.seed),
+        **settings,
+    )
+    path, image = args.output.with_suffix(".png"), output.images[0]
+    own = {"model": args.model, "prompt": args.prompt, "images": args.images, "seed": args.seed}
+    save_png(image, path, {**own, "height": image.height, "width": image.width, **settings, **describe(pipe)})
+    if output.arrays is not None:
+        np.save(path.with_suffix(".npy"), output.arrays[0])
+        print(f"Saved {path.with_suffix('.npy')}")

@@ -1,0 +1,64 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""`lumina-mgpt generate`: text to image."""
+
+import argparse
+
+from ..lumina_mgpt import LuminaMGPTPipeline
+from .arguments import (
+    add_model_arguments,
+    add_sampler_arguments,
+    add_size_arguments,
+    generators,
+    load_pipeline,
+    output_paths,
+    sampler_settings,
+)
+from .png import describe, save_png
+
+
+EXAMPLE = """\
+example:
+  lumina-mgpt generate "a red fox in the snow" --model lumina-mgpt-7b-768 --seed 0 --output fox.png
+
+Several prompts, or several images of each, are made in one batch. Image i has the seed `--seed` + i, which then stands
+at the end of its name. A file carries its settings in its metadata.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "generate",
+        help="images from text",
+        description="Generate images from text.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    parser.add_argument("--negative_prompt", help="what guidance leads away from")
+    add_size_arguments(parser, "the model's base size")
+    parser.add_argument("--num_images", type=int, default=1, help="images of each prompt; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--output", default="lumina_mgpt.png", help="default: %(default)s")
+    add_sampler_arguments(parser)
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.num_images < 1:
+        raise ValueError(f"`num_images` has to be 1 or more but is {args.num_images}.")
+    pipe = load_pipeline(LuminaMGPTPipeline, args)
+    prompts = [prompt for prompt in args.prompts for _ in range(args.num_images)]
+    seeds = range(args.seed, args.seed + len(prompts))
+    settings = {"negative_prompt": args.negative_prompt, **sampler_settings(args)}
+    images = pipe(
+        args.prompts,
+        height=args.height,
+        width=args.width,
+        num_images_per_prompt=args.num_images,
+        generator=generators(seeds),
+        **settings,
+    ).images
+    for prompt, seed, image, path in zip(prompts, seeds, images, output_paths(args.output, seeds)):
+        own = {"model": args.model, "prompt": prompt, "height": image.height, "width": image.width, "seed": seed}
+        save_png(image, path, {**own, **settings, "batch_size": len(images), **describe(pipe)})

@@ -1,0 +1,137 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The command `lumina-mgpt`, in the process of the tests."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import CHECKPOINT, VQGAN
+from omni import arrays
+
+from lumina_mgpt_diffusers import LuminaMGPTPipeline
+from lumina_mgpt_diffusers.cli import main
+
+
+COMMANDS = ["generate", "edit", "chat", "convert", "memory"]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs a command in an empty folder and gives what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*arguments: object) -> str:
+        capsys.readouterr()
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run_command
+
+
+@pytest.fixture
+def refuses(run, capsys):
+    def check(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            run(*arguments)
+        assert exit_.value.code == 2
+        return capsys.readouterr().err
+
+    return check
+
+
+def test_generate(run, tmp_path, saved_folder, random_pipe):
+    options = ["--height", 32, "--width", 64, "--top_k", 50, "--num_draft_tokens", 3, "--draft_init", "above"]
+    said = run("generate", "a cat", "a dog", "--model", saved_folder, *options, "--num_images", 2, "--seed", 5)
+    paths = [tmp_path / f"lumina_mgpt_{seed}.png" for seed in (5, 6, 7, 8)]
+    assert said.splitlines() == [f"Saved {path.name}" for path in paths]
+    for path, prompt, seed in zip(paths, ["a cat", "a cat", "a dog", "a dog"], (5, 6, 7, 8)):
+        image = PIL.Image.open(path)
+        expected = random_pipe(prompt, height=32, width=64, top_k=50, generator=torch.Generator().manual_seed(seed))
+        assert (np.asarray(image) == np.asarray(expected.images[0])).all()
+        settings = json.loads(image.text["parameters"])
+        assert (settings["prompt"], settings["seed"], settings["top_k"]) == (prompt, seed, 50)
+        assert settings["sampler"]["num_draft_tokens"] == 3 and settings["sampler"]["draft_init"] == "above"
+        assert settings["batch_size"] == 4 and settings["device"] == "cpu" and settings["dtype"] == "float32"
+        assert settings["versions"]["torch"] == torch.__version__
+        assert "guidance_scale" not in settings and settings["sampler"]["guidance_scale"] == 4.0
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
+
+
+def test_generate_from_an_original_checkpoint(run, tmp_path):
+    model = ["--model", CHECKPOINT, "--original_vqgan", VQGAN, "--dtype", "bfloat16"]
+    run("generate", "a cat", *model, "--height", 32, "--width", 32, "--output", "images/cat")
+    assert PIL.Image.open(tmp_path / "images" / "cat.png").size == (32, 32)
+
+
+def test_edit(run, tmp_path, saved_folder):
+    PIL.Image.fromarray(arrays("7b_like/images.npz")["rgb_128x64_wh"]).save(tmp_path / "in.png")
+    model = ["--model", saved_folder, "--top_k", 1]
+    said = run("edit", "in.png", *model, "--output", "out/depth.png")
+    assert said.splitlines() == ["Saved out/depth.png", "Saved out/depth.npy"]
+    assert PIL.Image.open(tmp_path / "out" / "depth.png").size == (128, 64)
+    assert np.load(tmp_path / "out" / "depth.npy").shape == (64, 128)
+    assert run("edit", "in.png", *model, "--prompt", "Make it night.", "--seed", 2) == "Saved lumina_mgpt.png\n"
+    settings = json.loads(PIL.Image.open(tmp_path / "lumina_mgpt.png").text["parameters"])
+    assert (settings["task"], settings["prompt"], settings["images"]) == ("edit", "Make it night.", ["in.png"])
+
+
+def test_chat(run, tmp_path, monkeypatch, trained_pipe):
+    trained_pipe.save_pretrained(tmp_path / "model")
+    PIL.Image.fromarray(arrays("7b_like/images.npz")["rgb_96x96"]).save(tmp_path / "my fox.png")
+    lines = ["Hello, who are you?", "", "Describe @nothing.png", "/new", 'What is @"my fox.png"?', "/quit"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    answers = run("chat", "--model", "model", "--greedy", "--max_new_tokens", 30).split("> ")[1:]
+    assert answers[0] == "I am a tiny model.\n"
+    assert "nothing.png" in answers[2]
+    assert len(answers) == 6 and answers[4].strip()
+
+
+def test_convert_there_and_back(run, refuses, tmp_path, random_pipe):
+    run("convert", CHECKPOINT, "pipeline", "--original_vqgan", VQGAN, "--base_size", 96)
+    pipe = LuminaMGPTPipeline.from_pretrained(tmp_path / "pipeline")
+    assert pipe.scheduler.config.resolution == 96
+    weights = random_pipe.transformer.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in pipe.transformer.state_dict().items())
+    run("convert", "pipeline", "original", "--to", "original")
+    assert (tmp_path / "original" / "original_tokenizers" / "vqgan.ckpt").is_file()
+    assert "--original_vqgan" in refuses("convert", CHECKPOINT, "other")
+    assert "--base_size" in refuses("convert", "pipeline", "other", "--to", "original", "--base_size", 96)
+    assert not (tmp_path / "other").exists()
+
+
+def test_memory(run, saved_folder):
+    options = ["--height", 64, "--width", 64, "--dtype", "float32"]
+    of_a_pipeline = run("memory", "--model", saved_folder, *options)
+    assert [line.split()[-1] for line in of_a_pipeline.splitlines()] == ["GiB"] * 5
+    of_an_original = run("memory", "--model", CHECKPOINT, *options)
+    assert of_an_original == of_a_pipeline
+    assert run("memory", "--model", CHECKPOINT, *options, "--available", 2).endswith("images at once\n")
+
+
+def test_what_does_not_fit_is_said_without_a_traceback(refuses, saved_folder):
+    model = ["--model", saved_folder]
+    assert "500" in refuses("generate", "a cat", *model, "--height", 500)
+    assert "`num_images`" in refuses("generate", "a cat", *model, "--num_images", 0)
+    assert "`height`" in refuses("memory", *model, "--height", 0)
+    assert "--model" in refuses("generate", "a cat")
+    assert "nothing.png" in refuses("edit", "nothing.png", *model)
+    assert "COMMAND" in refuses()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(run, command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(command, "--help")
+    assert exit_.value.code == 0
+    assert f"lumina-mgpt {command}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_package_does_not_import_its_command():
+    code = "import sys, lumina_mgpt_diffusers; assert 'lumina_mgpt_diffusers.cli' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
