@@ -26,7 +26,7 @@ BASE_SIZE = 96
 
 
 def load_pipeline(checkpoint: Path, **kwargs) -> LuminaMGPTPipeline:
-    defaults = {"dtype": torch.float32, "scheduler": LuminaMGPTScheduler(resolution=BASE_SIZE)}
+    defaults = {"dtype": torch.float32, "scheduler": LuminaMGPTScheduler(resolution=BASE_SIZE, num_draft_tokens=0)}
     pipe = LuminaMGPTPipeline.from_pretrained(checkpoint, original_vqgan=VQGAN, **{**defaults, **kwargs})
     pipe.set_progress_bar_config(disable=True)
     return pipe

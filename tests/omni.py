@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from reference import guided_logits
+from reference import Noise, guided_logits
 
 from lumina_mgpt_diffusers import (
     LuminaMGPTChatPipeline,
@@ -145,16 +145,12 @@ def slow_answer(
             scores = masked
         return int(allowed[scores.argmax()])
 
-    def gumbel(*shape, temperature, top_k):
-        if temperature and top_k != 1:
-            return -torch.log(-torch.log(torch.rand(*shape, generator=generator)))
-        return torch.zeros(*shape)
-
+    noise = Noise(generator)
     answer: list[int] = []
     while len(answer) < max_new_tokens:
         sampler = {"temperature": text_temperature, "top_k": text_top_k}
-        noise = gumbel(model.config.vocab_size, **sampler)
-        id = choose(guided_logits(model, context + answer, None, 1.0), text_ids, **sampler, noise=noise)
+        of_place = noise.at(len(answer), model.config.vocab_size)
+        id = choose(guided_logits(model, context + answer, None, 1.0), text_ids, **sampler, noise=of_place)
         if id == vocabulary.separator_id:
             break
         answer.append(id)
@@ -170,17 +166,17 @@ def slow_answer(
                 sides = [n for n in sides if n * height <= cells and max(n, height) <= 4 * min(n, height)]
             else:
                 sides = [n for n in sides if any(n * m <= cells and max(n, m) <= 4 * min(n, m) for m in sides)]
-            noise = gumbel(model.config.vocab_size, **sampler)
+            of_place = noise.at(len(answer), model.config.vocab_size)
             logits = guided_logits(model, context + answer, None, 1.0)
-            image.append(choose(logits, [tags[n - 1] for n in sides], **sampler, noise=noise))
+            image.append(choose(logits, [tags[n - 1] for n in sides], **sampler, noise=of_place))
             answer.append(image[-1])
         rows, columns = (2 * (tags.index(tag) + 1) for tag in image[1:])
-        of_image = gumbel(rows * columns, len(code_ids), **sampler)
         for index in range(rows * columns):
             unconditional = image if guidance_scale != 1.0 else None
             logits = guided_logits(model, context + answer, unconditional, guidance_scale)
             in_codebook = logits[torch.tensor(code_ids)]
-            new = [code_ids[choose(in_codebook, range(len(code_ids)), **sampler, noise=of_image[index])]]
+            of_place = noise.at(len(answer), len(code_ids))
+            new = [code_ids[choose(in_codebook, range(len(code_ids)), **sampler, noise=of_place)]]
             if (index + 1) % columns == 0:
                 new.append(vocabulary.row_end_id)
             if index + 1 == rows * columns:

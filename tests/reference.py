@@ -10,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
@@ -48,6 +49,35 @@ def guided_logits(model, conditional: list[int], unconditional: list[int] | None
     return logits[0] if len(logits) == 1 else logits[1] + scale * (logits[0] - logits[1])
 
 
+class Noise:
+    """
+    The noise of one answer, in plain integers: splitmix64 of key and place, then two rounds for each code.
+
+    Args:
+        generator (`torch.Generator`, *optional*): Draws the key.
+    """
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.key = 0
+        if generator is not None:
+            self.key = int(torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator)) % 2**64
+
+    def at(self, place: int, number: int) -> torch.Tensor:
+        word = mix64((mix64(self.key) + place * 0x9E3779B97F4A7C15) % 2**64)
+        bits = np.arange(number, dtype=np.uint64) * 0x9E3779B9 % 2**32 ^ word % 2**32
+        for shift, factor, addend in ((16, 0x7FEB352D, word >> 32), (15, 0x846CA68B, 0)):
+            bits = (bits ^ bits >> np.uint64(shift)) * factor % 2**32
+            bits = ((bits ^ bits >> np.uint64(15)) + addend) % 2**32
+        uniform = ((bits >> np.uint64(9)).astype(np.float64) + 0.5) / 2**23
+        return torch.from_numpy(-np.log(-np.log1p(-uniform))).float()
+
+
+def mix64(word: int) -> int:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ word >> shift) * factor % 2**64
+    return word ^ word >> 31
+
+
 @torch.no_grad()
 def generate(
     model,
@@ -63,9 +93,7 @@ def generate(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """The codes `(rows, columns)` of one image."""
-    noise = None
-    if temperature:
-        noise = -torch.log(-torch.log(torch.rand(rows * columns, len(code_ids), generator=generator)))
+    noise = Noise(generator)
     image, codes = list(prefix), []
     for index in range(rows * columns):
         unconditional = image if guidance_scale != 1.0 else None
@@ -73,7 +101,8 @@ def generate(
         if temperature:
             kept = logits.sort(descending=True).indices[: top_k or None]
             scores = torch.full_like(logits, -torch.inf)
-            scores[kept] = logits[kept] / temperature + noise[index, kept]
+            # A place is counted from the start of the answer, row ends included.
+            scores[kept] = logits[kept] / temperature + noise.at(len(image), len(code_ids))[kept]
             logits = scores
         codes.append(int(logits.argmax()))
         image.append(code_ids[codes[-1]])

@@ -12,7 +12,7 @@ from reference import load_stock
 
 from lumina_mgpt_diffusers import ImagePart, LuminaMGPTConversation, TextPart
 from lumina_mgpt_diffusers.lumina_mgpt.chat_messages import read_messages
-from lumina_mgpt_diffusers.lumina_mgpt.text_stream import TextStream
+from lumina_mgpt_diffusers.lumina_mgpt.row import SampledImage, SampledText
 
 
 RUNS = trained_runs()
@@ -416,15 +416,21 @@ def test_arguments_of_a_stream_are_checked_at_once(trained_pipe):
 
 
 def test_characters_come_out_whole(trained_pipe):
+    chat = chat_from(trained_pipe)
     tokenizer = trained_pipe.tokenizer
     text = "Ein Füchslein 🦊 — 雪の中"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) > len(text)
-    stream = TextStream(tokenizer)
-    pieces = [stream.push([id]) for id in ids]
+
+    def said(pieces) -> list:
+        return [getattr(part, "text", None) for part in chat._to_parts(pieces, "latent")]
+
+    pieces = said(SampledText([id]) for id in ids)
     assert "".join(pieces) == text and not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    # An image in the middle of a character ends it.
     fox = tokenizer("🦊", add_special_tokens=False)["input_ids"]
-    assert [stream.push(fox[:-1]), stream.flush(), stream.flush()] == ["", "\N{REPLACEMENT CHARACTER}", ""]
+    cut = [SampledText(fox[:-1]), SampledImage(None), SampledText(ids[:3])]
+    assert said(cut) == ["\N{REPLACEMENT CHARACTER}", None, tokenizer.decode(ids[:3])]
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])

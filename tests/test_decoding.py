@@ -10,7 +10,7 @@ from conftest import CHECKPOINT, TRAINED_CHECKPOINT, load_pipeline
 from reference import generate, load_stock, make_34b_like
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
-from lumina_mgpt_diffusers.lumina_mgpt import decoding
+from lumina_mgpt_diffusers.lumina_mgpt import engine, pipeline_base
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation, text_to_image_prompt
 
 
@@ -167,7 +167,7 @@ def test_host_that_learns_late_changes_nothing(trained_pipe, with_sampler, count
         return codes, len(forwards)
 
     expected, number = run()
-    monkeypatch.setitem(decoding.FRONTIER_LAG, "cpu", lag)
+    monkeypatch.setitem(engine.FRONTIER_LAG, "cpu", lag)
     codes, late_number = run()
     assert torch.equal(codes, expected)
     assert number <= late_number <= number + lag
@@ -234,7 +234,7 @@ def test_known_codes_cost_next_to_no_forwards(random_pipe, count_forwards):
 def test_finished_images_leave_the_forward(
     trained_pipe, with_sampler, count_forwards, monkeypatch, num_drafts, guidance_scale, lag
 ):
-    monkeypatch.setitem(decoding.FRONTIER_LAG, "cpu", lag)
+    monkeypatch.setitem(engine.FRONTIER_LAG, "cpu", lag)
     with_sampler(trained_pipe, num_draft_tokens=num_drafts, guidance_scale=guidance_scale)
     # Of so many rows of codes each image samples the first ones; the others are given.
     sampled = [1, 6, 2, 4]
@@ -248,7 +248,8 @@ def test_finished_images_leave_the_forward(
     num_branches = 1 if guidance_scale == 1.0 else 2
     rows = forwards.rows[1:]
     assert rows == sorted(rows, reverse=True)
-    assert set(rows) == {num_branches * number for number in (4, 3, 2, 1)}
+    assert {rows[0], rows[-1]} == {4 * num_branches, num_branches} and len(set(rows)) >= 3
+    assert lag or set(rows) == {num_branches * number for number in (4, 3, 2, 1)}
 
 
 @pytest.mark.parametrize("num_drafts", [0, 7])
@@ -291,7 +292,7 @@ def test_few_graphs_serve_all_prompts_sizes_and_lengths(
     compiled_pipe, with_sampler, monkeypatch, num_drafts, num_graphs
 ):
     # Without drafts a window holds one place, or two where a row ends. Here the cache is read in many lengths.
-    monkeypatch.setattr(decoding, "LENGTH_STEP", 16)
+    monkeypatch.setattr(engine, "LENGTH_STEP", 16)
     with_sampler(compiled_pipe, num_draft_tokens=num_drafts)
     codes = codes_of(compiled_pipe, PROMPTS[0], [1], height=128, width=128)
     num_compiled = [torch._dynamo.utils.counters["stats"]["unique_graphs"]]
@@ -303,33 +304,37 @@ def test_few_graphs_serve_all_prompts_sizes_and_lengths(
         assert torch.equal(codes_of(compiled_pipe, PROMPTS[0], [1], height=128, width=128), codes)
 
 
-def test_compiled_code_gets_the_cache_that_it_had(compiled_pipe, with_sampler, monkeypatch):
-    # CUDA graphs read and write the very memory that they were recorded with.
-    monkeypatch.setitem(decoding.COMPILED_LENGTH_STEP, "cpu", 512)
-    with_sampler(compiled_pipe, num_draft_tokens=3)
-    codes_of(compiled_pipe, PROMPTS[0], [0])
-    cache = compiled_pipe._kept_cache
+def test_a_kept_cache_is_one_calls_at_a_time_and_clean(trained_pipe, monkeypatch):
+    # As for CUDA graphs, which read and write the very memory that they were recorded with.
+    monkeypatch.setattr(pipeline_base, "is_compiled", lambda module: True)
+    monkeypatch.setattr(type(trained_pipe), "kept_cache_device", "cpu")
+    expected = codes_of(trained_pipe, PROMPTS[0], [0])
+    (cache,) = trained_pipe._kept_caches
     keys = cache.layers[0].keys
-    codes = codes_of(compiled_pipe, PROMPTS[1], [1], height=64, width=128)
-    assert compiled_pipe._kept_cache is cache
-    assert cache.layers[0].keys is keys
+    with torch.no_grad():
+        keys[:, :, 20:] = torch.nan
+    assert torch.equal(codes_of(trained_pipe, PROMPTS[0], [0]), expected)
+    assert trained_pipe._kept_caches == [cache] and cache.layers[0].keys is keys
     # Two calls at once do not share it,
-    stream = compiled_pipe.stream(PROMPTS[1], height=64, width=128, output_type="latent",
-                                  generator=torch.Generator().manual_seed(1))  # fmt: skip
+    stream = trained_pipe.stream(PROMPTS[0], output_type="latent", generator=torch.Generator().manual_seed(0))
     next(stream)
-    codes_of(compiled_pipe, PROMPTS[0], [0])
+    assert not trained_pipe._kept_caches
+    codes_of(trained_pipe, PROMPTS[1], [3])
     *_, last = stream
-    assert torch.equal(last.codes, codes)
-    # nor is it mistaken for one of another batch.
-    codes_of(compiled_pipe, PROMPTS[:2], [0, 1])
-    assert compiled_pipe._kept_cache is not cache
-    with torch.compiler.set_stance("force_eager"):
-        assert torch.equal(codes_of(compiled_pipe, PROMPTS[1], [1], height=64, width=128), codes)
+    assert torch.equal(last.codes, expected)
+    # one that was made in inference mode is of use only there, and a stream that nobody reads takes none.
+    with torch.inference_mode():
+        trained_pipe._kept_caches.clear()
+        codes_of(trained_pipe, PROMPTS[0], [0])
+    trained_pipe.stream(PROMPTS[0])
+    assert torch.equal(codes_of(trained_pipe, PROMPTS[0], [0]), expected)
+    trained_pipe.to("cpu")
+    assert not trained_pipe._kept_caches
 
 
 def test_only_compiled_code_keeps_the_cache(trained_pipe):
     codes_of(trained_pipe, PROMPTS[0], [0])
-    assert trained_pipe._kept_cache is None
+    assert not trained_pipe._kept_caches
 
 
 @pytest.mark.slow
@@ -341,7 +346,6 @@ def test_frozen_weights_do_not_freeze_the_cache(trained_pipe):
         trained_pipe.transformer = torch.compile(plain, fullgraph=True)
         with torch._inductor.config.patch(freezing=True):
             for prompt, codes in zip(PROMPTS, expected):
-                trained_pipe._kept_cache = None
                 assert torch.equal(codes_of(trained_pipe, prompt, [0], height=64, width=64), codes)
     finally:
         trained_pipe.transformer = plain

@@ -5,24 +5,15 @@ import pytest
 import torch
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
-from lumina_mgpt_diffusers.lumina_mgpt.drafts import CopyAbove, DraftRule, NeighborLogits
-from lumina_mgpt_diffusers.lumina_mgpt.image_sampling import ImageSampling
-from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import DRAFT_INITS
-from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
+from lumina_mgpt_diffusers.lumina_mgpt.drafts import NeighborLogits, Window, codes_above, random_codes
+from lumina_mgpt_diffusers.lumina_mgpt.noise import gumbel_noise
+from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import DRAFT_INITS, SamplingPlaces
 
 
 PROMPTS = ["A red fox in the snow.", "", "sunset, oil painting"]
 SIZES = [(96, 96), (64, 128), (128, 64)]
 NUM_CODES = 8
-ROWS, COLUMNS, STRIDE = 4, 4, 5
-VOCABULARY = ImageVocabulary(
-    code_ids=torch.arange(NUM_CODES),
-    size_tag_ids=(8, 9),
-    start_id=10,
-    end_id=11,
-    row_end_id=12,
-    separator_id=13,
-)
+STRIDE = 5
 
 
 def codes_of(pipe, prompt, seeds, **kwargs) -> torch.Tensor:
@@ -30,25 +21,26 @@ def codes_of(pipe, prompt, seeds, **kwargs) -> torch.Tensor:
     return pipe(prompt, generator=generators, output_type="latent", **kwargs).images
 
 
-def neighbor_logits(temperature: float = 1.0, top_k: int = 0, batch_size: int = 1) -> NeighborLogits:
-    device = torch.device("cpu")
-    return NeighborLogits(LuminaMGPTScheduler(), batch_size, STRIDE, NUM_CODES, device, temperature, top_k)
+def neighbor_logits(batch_size: int = 1) -> NeighborLogits:
+    return NeighborLogits(LuminaMGPTScheduler(), batch_size, STRIDE, NUM_CODES, torch.device("cpu"))
 
 
-def observe(rule: DraftRule, first: int, logits: torch.Tensor) -> None:
+def window(
+    *values: int | list[int], noise: torch.Tensor | None = None, strides: tuple = (STRIDE,), **settings
+) -> Window:
+    place = torch.tensor(values if isinstance(values[0], list) else [values])
+    own = LuminaMGPTScheduler().settings(**{"temperature": 1 if noise is not None else 0, "top_k": 0, **settings})
+    rule = SamplingPlaces([own] * len(place), place.device).at(place)
+    return Window(place, torch.tensor(strides)[:, None].expand(len(place), 1), noise, rule)
+
+
+def observe(rule: NeighborLogits, first: int, logits: torch.Tensor) -> None:
     """Show a rule the logits `(window, num_codes)` of the places from `first` on."""
-    rule.observe(torch.arange(first, first + len(logits))[None], logits[None])
+    rule.observe(window(*range(first, first + len(logits))), logits[None])
 
 
 def peaks(*codes: int) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(codes), NUM_CODES) * 20.0
-
-
-def places(*values: int) -> torch.LongTensor:
-    return torch.tensor([values])
-
-
-NO_SAMPLE = torch.full((1, ROWS * STRIDE - 1), -1)
 
 
 # The same codes
@@ -90,48 +82,51 @@ def test_other_samplers_have_the_codes_of_no_drafts(trained_pipe, with_sampler, 
 
 
 def test_random_leaves_the_choice_to_the_noise():
-    assert DraftRule().guess(places(3, 4), NO_SAMPLE, None).tolist() == [[-1, -1]]
+    noise = gumbel_noise(torch.tensor([[3, 3]]), torch.tensor([[0, 1]]), NUM_CODES)
+    assert torch.equal(random_codes(window(0, 1, noise=noise), NUM_CODES), noise.argmax(-1))
+    codes = random_codes(window(*range(40)), NUM_CODES)
+    assert codes.min() >= 0 and codes.max() < NUM_CODES and len(codes.unique()) > 1
 
 
 def test_above_copies_the_nearest_known_code_above():
-    sample = NO_SAMPLE.clone()
-    sample[0, :10] = torch.tensor([0, 1, 2, 3, NUM_CODES, 4, 5, 6, -1, NUM_CODES])
-    guesses = CopyAbove(STRIDE).guess(torch.arange(10, 20)[None], sample, None)
+    image = torch.full((1, 19), -1)
+    image[0, :10] = torch.tensor([0, 1, 2, 3, NUM_CODES, 4, 5, 6, -1, NUM_CODES])
+    guesses = codes_above(window(*range(10, 19)), image)
     assert guesses[0, :4].tolist() == [4, 5, 6, 3]
     assert guesses[0, 5:9].tolist() == [4, 5, 6, 3]
-    assert CopyAbove(STRIDE).guess(places(0, 3), sample, None).tolist() == [[-1, -1]]
+    assert codes_above(window(0, 3), image).tolist() == [[-1, -1]]
 
 
 def test_logits_have_no_guess_before_the_first_forward():
-    assert neighbor_logits(temperature=0).guess(places(0, 1), NO_SAMPLE, None).tolist() == [[-1, -1]]
+    assert neighbor_logits().guess(window(0, 1)).tolist() == [[-1, -1]]
 
 
 def test_logits_in_the_first_row_are_those_of_the_last_place():
-    rule = neighbor_logits(temperature=0)
+    rule = neighbor_logits()
     observe(rule, 0, peaks(6, 3))
-    assert rule.guess(places(2, 3), NO_SAMPLE, None).tolist() == [[3, 3]]
+    assert rule.guess(window(2, 3)).tolist() == [[3, 3]]
 
 
 def test_logits_in_a_new_row_are_those_above():
-    rule = neighbor_logits(temperature=0)
+    rule = neighbor_logits()
     observe(rule, 0, peaks(6, 3, 1, 2, 7))
-    assert rule.guess(places(5, 6, 7, 8), NO_SAMPLE, None).tolist() == [[6, 3, 1, 2]]
+    assert rule.guess(window(5, 6, 7, 8)).tolist() == [[6, 3, 1, 2]]
 
 
 def test_logits_within_a_row_are_averaged():
-    rule = neighbor_logits(temperature=0)
+    rule = neighbor_logits()
     # Above: 1 just wins over 0. Beside: 2 just wins over 0. In the mean 0 wins.
     observe(rule, 0, torch.tensor([[9.0, 10, 0, 0, 0, 0, 0, 0]]).repeat(STRIDE, 1))
     observe(rule, 5, torch.tensor([[9.0, 0, 10, 0, 0, 0, 0, 0]]))
-    assert rule.guess(places(6, 7), NO_SAMPLE, None).tolist() == [[0, 0]]
-    assert rule.guess(places(10), NO_SAMPLE, None).tolist() == [[2]]
+    assert rule.guess(window(6, 7)).tolist() == [[0, 0]]
+    assert rule.guess(window(10)).tolist() == [[2]]
 
 
 def test_logits_of_a_window_of_several_rows_are_those_of_the_last():
-    rule = neighbor_logits(temperature=0)
+    rule = neighbor_logits()
     observe(rule, 0, torch.cat([peaks(*[1] * 5), peaks(*[2] * 5), peaks(3, 3)]))
     # Row 3 lies below row 2 where that was evaluated, else below row 1.
-    assert rule.guess(places(15, 16, 17), NO_SAMPLE, None).tolist() == [[3, 3, 2]]
+    assert rule.guess(window(15, 16, 17)).tolist() == [[3, 3, 2]]
 
 
 def test_logits_guess_with_the_noise_and_within_the_top_k():
@@ -140,108 +135,34 @@ def test_logits_guess_with_the_noise_and_within_the_top_k():
     noise[..., 2] = 10
     logits = torch.tensor([[4.0, 3, 2, 1, 0, 0, 0, 0]])
     for top_k, expected in ((0, 5), (3, 2), (2, 0)):
-        rule = neighbor_logits(top_k=top_k)
+        rule = neighbor_logits()
         observe(rule, 0, logits)
-        assert rule.guess(places(1), NO_SAMPLE, noise).item() == expected
+        assert rule.guess(window(1, noise=noise, top_k=top_k)).item() == expected
 
 
-def test_images_of_a_batch_do_not_see_each_other():
-    rule = neighbor_logits(temperature=0, batch_size=2)
-    rule.observe(torch.tensor([[0, 1], [5, 6]]), torch.stack([peaks(1, 2), peaks(3, 4)]))
-    sample = NO_SAMPLE.expand(2, -1)
-    assert rule.guess(torch.tensor([[2], [7]]), sample, None).tolist() == [[2], [4]]
+def test_images_of_a_batch_do_not_see_each_other_and_have_their_own_strides():
+    rule = neighbor_logits(batch_size=2)
+    logits = torch.stack([peaks(1, 2, 3, 4), peaks(5, 6, 7, 0)])
+    rule.observe(window([0, 1, 2, 3], [6, 7, 8, 9], strides=(5, 3)), logits)
+    # The second image has rows of 3 places: 9 lies below 6, whose logits it replaced.
+    assert rule.guess(window([4, 5], [12, 13], strides=(5, 3))).tolist() == [[4, 1], [0, 6]]
 
 
-# Where the guesses go
-
-
-class RecordingRule(DraftRule):
-    def __init__(self) -> None:
-        self.guessed: list[list[int]] = []
-        self.observed: list[list[int]] = []
-
-    def observe(self, places, logits):
-        self.observed.append(places[0].tolist())
-
-    def guess(self, places, sample, noise):
-        self.guessed.append(places[0].tolist())
-        return torch.full_like(places, 7)
-
-
-@pytest.fixture
-def recording_rule(monkeypatch):
-    rule = RecordingRule()
-    monkeypatch.setattr(ImageSampling, "_make_draft_rule", lambda self: rule)
-    return rule
-
-
-def start(num_drafts: int, seed: int = 0, **config) -> ImageSampling:
-    scheduler = LuminaMGPTScheduler(num_draft_tokens=num_drafts, **config)
-    generators = [torch.Generator().manual_seed(seed)]
-    codes = torch.full((1, ROWS, COLUMNS), -1)
-    return ImageSampling(scheduler, VOCABULARY, codes, generators, torch.device("cpu"), 1.0, 0)
-
-
-def test_every_place_is_guessed_once(recording_rule):
-    sampling = start(3)
-    while not sampling.is_finished:
-        window = sampling.open_window()
-        sampling.accept(window, torch.zeros(1, window.shape[1], NUM_CODES))
-    guessed = sum(recording_rule.guessed, [])
-    assert guessed == list(range(len(guessed))) and len(guessed) >= ROWS * STRIDE - 1
-    assert recording_rule.guessed[0] == recording_rule.observed[0] == [0, 1, 2, 3]
-    assert sampling.codes.min() >= 0
-
-
-def test_guesses_are_fed_and_known_places_kept(recording_rule):
-    sampling = start(5)
-    ids = sampling.window_ids(sampling.open_window())
-    assert ids.tolist() == [[9, 7, 7, 7, 7, VOCABULARY.row_end_id]]
-
-
-def test_after_an_edit_guesses_start_anew(recording_rule):
-    sampling = start(3)
-    for _ in range(3):
-        window = sampling.open_window()
-        sampling.accept(window, torch.zeros(1, window.shape[1], NUM_CODES))
-    codes = sampling.codes
-    codes[0, 0, 1] = (codes[0, 0, 1] + 1) % NUM_CODES
-    codes[0, 0, 2:] = codes[0, 1:] = -1
-    sampling.edit(codes)
-    sampling.open_window()
-    assert recording_rule.guessed[-1] == list(range(1, 1 + len(recording_rule.guessed[-1])))
-
-
-def test_without_a_guess_the_noise_chooses():
-    sampling = start(3, draft_init="random")
-    window = sampling.open_window()
-    generator = torch.Generator().manual_seed(0)
-    noise = LuminaMGPTScheduler.draw_noise((ROWS * COLUMNS, NUM_CODES), generator)
-    assert sampling.window_ids(window)[0, 1:].tolist() == noise.argmax(dim=1)[:3].tolist()
+def test_images_that_come_and_go_keep_their_logits():
+    rule = neighbor_logits(batch_size=2)
+    rule.observe(window([0, 1], [5, 6]), torch.stack([peaks(1, 2), peaks(3, 4)]))
+    rule.take(torch.tensor([1, -1]), 7)
+    assert rule.guess(window([7], [7])).tolist() == [[4], [-1]]
 
 
 # Forwards
 
 
-def toy_logits(sampling: ImageSampling, window: torch.LongTensor) -> torch.Tensor:
-    """A model whose distribution depends on the column, and somewhat on the code before."""
-    generator = torch.Generator().manual_seed(1)
-    of_column = torch.randn(COLUMNS + 1, NUM_CODES, generator=generator) * 1.5
-    of_code = torch.randn(VOCABULARY.separator_id, NUM_CODES, generator=generator) * 0.5
-    return of_column[window % STRIDE] + of_code[sampling.window_ids(window)]
-
-
-def count_rounds(num_drafts: int, **config) -> int:
-    rounds = 0
-    for seed in range(20):
-        sampling = start(num_drafts, seed=seed, **config)
-        while not sampling.is_finished:
-            window = sampling.open_window()
-            sampling.accept(window, toy_logits(sampling, window))
-            rounds += 1
-    return rounds
-
-
-def test_logits_save_forwards():
-    rounds = {draft_init: count_rounds(3, draft_init=draft_init) for draft_init in DRAFT_INITS}
-    assert rounds["logits"] < 0.95 * min(rounds["above"], rounds["random"])
+@pytest.mark.parametrize("draft_init", DRAFT_INITS)
+def test_drafts_save_forwards(trained_pipe, count_forwards, draft_init):
+    number = {}
+    for num_drafts in (0, 7):
+        with count_forwards(trained_pipe.transformer) as forwards:
+            trained_pipe(PROMPTS, top_k=1, num_draft_tokens=num_drafts, draft_init=draft_init, output_type="latent")
+        number[num_drafts] = len(forwards)
+    assert number[7] < 0.85 * number[0]

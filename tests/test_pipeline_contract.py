@@ -64,6 +64,11 @@ def test_signature():
         "callback_on_step_end",
         "callback_on_step_end_tensor_inputs",
         "max_sequence_length",
+        "top_p",
+        "min_p",
+        "num_draft_tokens",
+        "draft_init",
+        "return_log_probs",
     ]
     assert all(parameter.default is not inspect.Parameter.empty for parameter in list(parameters.values())[1:])
 

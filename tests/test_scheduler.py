@@ -8,6 +8,8 @@ import torch
 from scipy.stats import chisquare
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt.noise import draw_key, gumbel_noise
+from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import SamplingPlaces
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -33,7 +35,8 @@ def test_defaults_are_those_of_the_paper():
     config = LuminaMGPTScheduler().config
     values = {name: config[name] for name in ("guidance_scale", "temperature", "top_k", "text_temperature")}
     assert values == {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 2000, "text_temperature": 1.0}
-    assert (config.text_top_k, config.resolution, config.num_draft_tokens) == (5, 768, 0)
+    assert (config.text_top_k, config.resolution, config.num_draft_tokens) == (5, 768, "auto")
+    assert (config.top_p, config.min_p, config.batch_invariant) == (1.0, 0.0, None)
 
 
 def test_save_load_and_from_config(tmp_path):
@@ -44,7 +47,7 @@ def test_save_load_and_from_config(tmp_path):
         assert loaded[name] == scheduler.config[name]
     changed = LuminaMGPTScheduler.from_config(scheduler.config, num_draft_tokens=15)
     assert (changed.config.top_k, changed.config.num_draft_tokens) == (500, 15)
-    assert scheduler.config.num_draft_tokens == 0
+    assert scheduler.config.num_draft_tokens == "auto"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,14 @@ def test_save_load_and_from_config(tmp_path):
         ({"text_top_k": True}, "`text_top_k`"),
         ({"resolution": 500}, "`resolution` has to be a positive multiple of 32 pixels but is 500"),
         ({"resolution": 0}, "`resolution`"),
-        ({"num_draft_tokens": -1}, "`num_draft_tokens` has to be an integer >= 0 but is -1"),
+        ({"resolution": 320000}, "`resolution`"),
+        ({"num_draft_tokens": -1}, "`num_draft_tokens` has to be an integer from 0 to 1024 or 'auto' but is -1"),
+        ({"num_draft_tokens": 100_000}, "`num_draft_tokens`"),
+        ({"num_draft_tokens": "many"}, "`num_draft_tokens`"),
+        ({"top_p": 0}, "`top_p` has to be greater than 0"),
+        ({"top_p": 1.5}, "`top_p`"),
+        ({"min_p": -0.1}, "`min_p`"),
+        ({"batch_invariant": 1}, "`batch_invariant`"),
         ({"draft_init": "below"}, r"`draft_init` has to be one of \['logits', 'above', 'random'\] but is 'below'"),
     ],
 )
@@ -101,19 +111,106 @@ def test_step_needs_noise_unless_greedy(scheduler, logits, sample):
     assert torch.equal(scheduler.step(logits, 0, sample, top_k=1).prev_sample, greedy)
 
 
-@pytest.mark.parametrize("shape", [(50,), (40, 50), (3, 20, 50)])
-@pytest.mark.parametrize("top_k", [2, 10, 49])
-def test_sample_is_the_greatest_score_of_the_top_k(scheduler, shape, top_k):
-    generator = torch.Generator().manual_seed(0)
+NOISE_OF_KEY_7 = [-0.318113, 2.362683, 0.009421, 0.185641]
+
+
+def places_of(scheduler, shape: tuple[int, int], **settings) -> SamplingPlaces:
+    places = SamplingPlaces([scheduler.settings(**settings)] * shape[0], torch.device("cpu"))
+    places.index = torch.arange(shape[1]).expand(shape)
+    places.num_codes = places.num_columns = torch.full((shape[0], 1), shape[1])
+    return places
+
+
+def logits_and_noise(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     # Rounded, so that there are ties: all that equal the last of the top-k are among them.
-    logits = torch.randn(shape, generator=generator).mul(2).round()
-    noise = scheduler.draw_noise(shape, generator)
+    logits = torch.randn(shape, generator=generator(0)).mul(2).round()
+    keys, index = torch.zeros(shape[:-1], dtype=torch.long), torch.arange(shape[0] * shape[1]).view(shape[:-1])
+    return logits, gumbel_noise(keys, index, shape[-1])
+
+
+@pytest.mark.parametrize("top_k", [2, 10, 49])
+def test_codes_are_the_greatest_scores_of_the_top_k(scheduler, top_k):
+    logits, noise = logits_and_noise(30, 20, 50)
     kept = logits >= logits.sort(dim=-1, descending=True).values[..., top_k - 1 : top_k]
     expected = (logits + noise).masked_fill(~kept, -torch.inf).argmax(dim=-1)
-    assert torch.equal(scheduler.sample(logits, noise, top_k=top_k), expected)
-    assert torch.equal(scheduler._argmax_of_top_k(logits + noise, logits, top_k), expected)
-    if logits.ndim > 1 and top_k == 2:
+    places = places_of(scheduler, (30, 20), top_k=top_k)
+    assert torch.equal(scheduler.choose(logits, noise, places), expected)
+    assert torch.equal(scheduler.restrict(logits, places).isfinite(), kept)
+    if top_k == 2:
         assert not torch.equal(expected, (logits + noise).argmax(dim=-1))
+
+
+def test_top_p_and_min_p_keep_what_their_definitions_say(scheduler):
+    logits, noise = logits_and_noise(3, 20, 50)
+    logits = logits + torch.randn(logits.shape, generator=generator(1)) * 1e-3  # without ties
+    probabilities = (logits / 0.8).softmax(dim=-1)
+    for settings, kept in (
+        ({"min_p": 0.2}, probabilities >= 0.2 * probabilities.amax(dim=-1, keepdim=True)),
+        ({"top_p": 0.6}, None),
+        ({"top_k": 4, "top_p": 0.9}, None),
+    ):
+        places = places_of(scheduler, (3, 20), temperature=0.8, **{"top_k": 0, **settings})
+        found = scheduler.restrict(logits, places).isfinite()
+        if kept is None:
+            inside = probabilities
+            if "top_k" in settings:
+                inside = inside.where(inside >= inside.topk(4).values[..., -1:], 0)
+                inside = inside / inside.sum(dim=-1, keepdim=True)
+            kept = torch.zeros_like(found)
+            for row, column in itertools.product(range(3), range(20)):
+                total = 0.0
+                for code in inside[row, column].argsort(descending=True).tolist():
+                    kept[row, column, code] = inside[row, column, code] > 0
+                    total += float(inside[row, column, code])
+                    if total >= settings["top_p"]:
+                        break
+        assert torch.equal(found, kept)
+        assert found.gather(-1, scheduler.choose(logits, noise, places)[..., None]).all()
+
+
+def test_rows_of_different_settings_are_each_alone(scheduler):
+    logits, noise = logits_and_noise(6, 20, 50)
+    settings = [
+        scheduler.settings(temperature=temperature, top_k=top_k, top_p=top_p)
+        for temperature, top_k, top_p in ((1, 5, 1), (0.5, 0, 1), (0, 3, 1), (2.0, 40, 1), (1, 1, 1), (1, 7, 0.5))
+    ]
+    together = SamplingPlaces(settings, torch.device("cpu"))
+    together.index = torch.arange(20).expand(6, 20)
+    for number in (5, 6):
+        picked = together.settings[:number]
+        batch = SamplingPlaces(picked, torch.device("cpu")).at(together.index[:number])
+        codes = scheduler.choose(logits[:number], noise[:number], batch)
+        log_probs = scheduler.log_probs(logits[:number], codes, batch)
+        for row, own in enumerate(picked):
+            alone = SamplingPlaces([own], torch.device("cpu")).at(together.index[:1])
+            only = slice(row, row + 1)
+            assert torch.equal(scheduler.choose(logits[only], noise[only], alone), codes[only])
+            assert torch.equal(scheduler.log_probs(logits[only], codes[only], alone), log_probs[only])
+    assert (codes[2] == logits[2].argmax(-1)).all() and not log_probs[2].any() and not log_probs[4].any()
+
+
+def test_log_probs_are_those_of_the_draws():
+    scheduler = LuminaMGPTScheduler(top_k=3, temperature=0.7)
+    logits = torch.randn(1, 1, 6, generator=generator(2)).expand(1, 40_000, 6)
+    places = places_of(scheduler, (1, 40_000))
+    codes = scheduler.choose(logits, gumbel_noise(torch.full((1, 40_000), 3), places.index, 6), places)
+    probabilities = scheduler.log_probs(logits[:, :6], torch.arange(6)[None], places.at(places.index[:, :6])).exp()[0]
+    counts = torch.bincount(codes[0], minlength=6)
+    kept = probabilities > 0
+    assert kept.sum() == 3 and not counts[~kept].any()
+    expected = probabilities[kept].double()
+    assert abs(float(expected.sum()) - 1) < 1e-6
+    assert chisquare(counts[kept].numpy(), (expected / expected.sum() * 40_000).numpy()).pvalue > 1e-3
+
+
+def test_guidance_of_one_and_less_is_off():
+    for scale in (0, 0.5, 1):
+        assert not LuminaMGPTScheduler(guidance_scale=scale).settings().is_guided
+    assert LuminaMGPTScheduler().settings(guidance_scale=1.01).is_guided
+
+
+def test_a_temperature_that_float32_cannot_divide_by_is_greedy():
+    assert LuminaMGPTScheduler().settings(temperature=1e-38).temperature == 0
 
 
 @pytest.mark.parametrize("values, message", [({"temperature": -1.0}, "`temperature`"), ({"top_k": -2}, "`top_k`")])
@@ -181,15 +278,41 @@ def test_half_precision_logits_are_sampled_in_float32(scheduler, logits, sample,
 
 
 def test_noise_is_finite_and_gumbel():
-    noise = LuminaMGPTScheduler.draw_noise((1000, 200), generator())
+    noise = gumbel_noise(torch.full((1000,), -5), torch.arange(1000), 200)
     assert noise.dtype == torch.float32 and noise.isfinite().all()
     assert abs(noise.mean() - 0.5772) < 0.01
     assert abs(noise.var() - math.pi**2 / 6) < 0.02
+    uniform = (-(-noise).exp()).exp()
+    assert chisquare(torch.histc(uniform, 50, 0, 1).numpy()).pvalue > 1e-3
 
 
-def test_noise_of_an_image_does_not_depend_on_how_much_is_drawn():
-    whole = LuminaMGPTScheduler.draw_noise((12, 64), generator(3))
-    assert torch.equal(LuminaMGPTScheduler.draw_noise((5, 64), generator(3)), whole[:5])
+def test_noise_is_a_function_of_key_place_and_code():
+    keys = torch.tensor([7, -(2**63), 2**63 - 1])
+    noise = gumbel_noise(keys[:, None].expand(-1, 40), torch.arange(40).expand(3, -1), 64)
+    assert torch.equal(gumbel_noise(keys[1:2], torch.tensor([30]), 16)[0], noise[1, 30, :16])
+    assert torch.equal(gumbel_noise(keys[:1].expand(3), torch.tensor([5, 0, 9]), 64), noise[0, [5, 0, 9]])
+    # The bits are integers, the same everywhere; written down, so that no seed changes its images unnoticed.
+    expected = torch.tensor(NOISE_OF_KEY_7)
+    torch.testing.assert_close(noise[0, 0, :4], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("other", ["keys", "places", "codes"])
+def test_noise_of_neighbours_is_independent(other):
+    numbers = torch.arange(30_000)
+    zero = torch.zeros_like(numbers)
+    if other == "codes":
+        pairs = gumbel_noise(zero + 3, numbers, 2).unbind(dim=1)
+    else:
+        both = [(zero + step, numbers) if other == "keys" else (numbers, zero + step) for step in (0, 1)]
+        pairs = [gumbel_noise(keys, places, 1)[:, 0] for keys, places in both]
+    quarters = [((-(-values).exp()).exp() * 4).long().clamp(max=3) for values in pairs]
+    table = torch.zeros(4, 4).index_put(tuple(quarters), torch.ones(30_000), accumulate=True)
+    assert chisquare(table.flatten().numpy()).pvalue > 1e-3
+
+
+def test_a_key_has_64_bits():
+    keys = [draw_key(generator(seed)) for seed in range(200)]
+    assert len(set(keys)) == 200 and min(keys) < -(2**62) and max(keys) > 2**62
 
 
 # The sampling law
@@ -229,7 +352,8 @@ def draw_sequences(scheduler, number: int, num_drafts: int) -> torch.Tensor:
     table = torch.zeros(LENGTH, NUM_CODES**LENGTH, NUM_CODES)
     for history, logits in TABLE.items():
         table[len(history), sum(code * NUM_CODES**place for place, code in enumerate(history))] = logits
-    noise = scheduler.draw_noise((number * LENGTH, NUM_CODES), generator(42)).view(number, LENGTH, NUM_CODES)
+    keys = torch.arange(number)[:, None] * 0x5DEECE66D
+    noise = gumbel_noise(keys.expand(-1, LENGTH), torch.arange(LENGTH).expand(number, -1), NUM_CODES)
     codes = torch.randint(NUM_CODES, (number, LENGTH), generator=generator(43))
     first = torch.zeros(number, dtype=torch.long)
     scale = NUM_CODES ** torch.arange(LENGTH)
@@ -268,11 +392,11 @@ def test_joint_law_is_exact(num_drafts, temperature, top_k):
     assert p_value(codes, exact_law(temperature, top_k)) > 1e-3
 
 
-class RankNoise(LuminaMGPTScheduler):
-    """A sampler that breaks the law: it applies the temperature to the noise as well."""
+class LoudNoise(LuminaMGPTScheduler):
+    """A sampler that breaks the law: its noise is too large."""
 
-    def sample(self, logits, noise=None, temperature=None, top_k=None):
-        return super().sample(logits, noise / 0.8, temperature, top_k)
+    def choose(self, logits, noise, places):
+        return super().choose(logits, noise / 0.8, places)
 
 
 class AcceptsTooMuch(LuminaMGPTScheduler):
@@ -288,7 +412,7 @@ class AcceptsTooMuch(LuminaMGPTScheduler):
         return output
 
 
-@pytest.mark.parametrize("wrong", [RankNoise, AcceptsTooMuch])
+@pytest.mark.parametrize("wrong", [LoudNoise, AcceptsTooMuch])
 def test_the_test_of_the_law_can_fail(wrong):
     codes = draw_sequences(wrong(top_k=0), 60_000, num_drafts=2)
     assert p_value(codes, exact_law(1.0, 0)) < 1e-6

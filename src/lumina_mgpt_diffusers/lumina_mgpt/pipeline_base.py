@@ -124,6 +124,8 @@ class LuminaMGPTBasePipeline(
 
     # The KV cache of compiled code on CUDA: recorded graphs read and write the very memory they were recorded with.
 
+    kept_cache_device = "cuda"
+
     def lend_cache(self, engine: Engine) -> None:
         """Give an engine the KV cache of an earlier call, alone until [`keep_cache`]."""
         if self._kept_caches:
@@ -131,7 +133,7 @@ class LuminaMGPTBasePipeline(
 
     def keep_cache(self, engine: Engine) -> None:
         """Keep the KV cache of an engine that has ended for the next call."""
-        if engine.device.type == "cuda" and is_compiled(self.transformer) and engine.cache is not None:
+        if engine.device.type == self.kept_cache_device and is_compiled(self.transformer) and engine.cache is not None:
             self._kept_caches[:] = [engine.cache]
 
     def to(self, *args, **kwargs) -> LuminaMGPTBasePipeline:

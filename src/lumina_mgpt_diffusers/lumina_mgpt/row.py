@@ -190,7 +190,8 @@ class Row:
         """Number of codes, in raster order, that are final in the image that is being sampled."""
         if not self.in_image:
             return self.num_codes
-        return self.image.num_codes_before(max(self.num_fed + 1, self.image.first))
+        first = max(self.num_fed + 1, self.image.first)
+        return self.image.num_codes_before(self.image.next_sampled(min(first, self.image.end)))
 
     def run(self) -> int:
         """How many tokens are known from the next one on that is not fed."""
