@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
+from lumina_mgpt_diffusers.files import staging_folder
 from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
 from lumina_mgpt_diffusers.lumina_mgpt.transformer_lumina_mgpt import LuminaMGPTTransformer
 from lumina_mgpt_diffusers.original import convert_diffusers_to_original, convert_original_to_diffusers
@@ -316,6 +317,26 @@ def test_a_finished_folder_is_kept(big, converted, tmp_path):
     with pytest.raises(FileExistsError, match="holds weights of another conversion"):
         convert(CHECKPOINT, output, base_size=512)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_refused_folder_is_not_changed(big, converted, tmp_path):
+    output = tmp_path / "pipeline"
+    shutil.copytree(converted, output)
+    # One shard would have to be written again, but another file is not that of this conversion.
+    (output / "transformer" / "model-00001-of-00003.safetensors").unlink()
+    (output / "vqvae" / "config.json").write_text("{}")
+    before = files_in(output)
+    with pytest.raises(FileExistsError, match="'vqvae/config.json' would change"):
+        convert(big, output, base_size=512)
+    assert files_in(output) == before
+
+
+def test_of_two_conversions_one_is_refused(big, tmp_path):
+    with staging_folder(tmp_path / "out"):
+        with pytest.raises(BlockingIOError, match="Another process is writing to .*out"):
+            convert(big, tmp_path / "out", base_size=512)
+    convert(big, tmp_path / "out", base_size=512)
+    assert not any(path.name.startswith(".incomplete") for path in (tmp_path / "out").iterdir())
 
 
 def test_not_a_pipeline(tmp_path):

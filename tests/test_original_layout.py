@@ -251,7 +251,7 @@ def test_where_the_tokenizer_comes_from(tmp_path):
     bare.mkdir()
     shutil.copy(CHECKPOINT / "config.json", bare)
     kwargs = {"cache_dir": tmp_path, "local_files_only": True}
-    with pytest.raises(OSError, match="`original_tokenizer` is .*/Lumina-mGPT-7B-768'.* is not in the local cache"):
+    with pytest.raises(OSError, match="there is no such folder.*/Lumina-mGPT-7B-768' has no `tokenizer.json`"):
         find_tokenizer(bare, **kwargs)
     family = hub_cache(tmp_path, "Alpha-VLLM/Lumina-mGPT-7B-768", CHECKPOINT)
     assert find_tokenizer(bare, **kwargs, revision="a-branch-of-another-repository") == family

@@ -201,9 +201,7 @@ def test_missing_and_unexpected_tensors(tmp_path, original):
 
 
 def test_a_configuration_of_other_shapes(tmp_path, original):
-    with pytest.raises(
-        ValueError, match=r"of another shape \(.*decoder.conv_in.weight \(128, 32, 3, 3\) instead of \(256"
-    ):
+    with pytest.raises(ValueError, match=r"of another shape.* decoder.conv_in.weight \(128, 32, 3, 3\) instead of"):
         load_vqvae(write_vqgan(tmp_path, original, ch=64))
 
 
@@ -243,9 +241,7 @@ def test_hub_id_without_network(vqvae, tmp_path):
     files = {f"tokenizer/{name}": VQGAN / name for name in ("vqgan.ckpt", "vqgan.yaml")}
     cache_dir = hub_cache(tmp_path, "someone/chameleon", files)
     assert_same(load_vqvae("someone/chameleon", cache_dir=cache_dir, local_files_only=True), vqvae)
-    with pytest.raises(
-        OSError, match="`original_vqgan` is 'someone/else', which is no folder here, is not in the local cache"
-    ):
+    with pytest.raises(OSError, match="`original_vqgan`: there is no such folder.* of 'someone/else' has no VQ"):
         load_vqvae("someone/else", cache_dir=cache_dir, local_files_only=True)
 
 

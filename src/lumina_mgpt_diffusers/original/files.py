@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HTTPError
+from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 
 from ..files import read_json
@@ -43,7 +43,6 @@ class FileSource:
 
     Raises:
         `ValueError`: If `source` is neither a folder nor can be a Hub id.
-        `OSError`: If it can be a Hub id, but cannot be read from the Hub and is not in its cache.
     """
 
     def __init__(
@@ -61,39 +60,40 @@ class FileSource:
         self.source = os.fspath(source)
         self.argument = argument
         self.accepted = accepted
-        self._cached = {"cache_dir": cache_dir, "revision": revision}
-        self._hub_kwargs = {**self._cached, "token": token, "force_download": force_download}
-        self._folder = Path(self.source) if os.path.isdir(self.source) else None
+        self._hub_kwargs = {"cache_dir": cache_dir, "revision": revision, "token": token}
+        self._force_download = force_download
         self._place = "the folder"
-        if self._folder is None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.source):
+        self._unread: Exception | None = None
+        if os.path.isdir(self.source):
+            return
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.source):
             raise ValueError(f"`{argument}` is {self.source!r}, which is neither a folder nor a Hub id. {accepted}")
-        if self._folder is None:
-            self._list_repository(revision, token, local_files_only)
-
-    def _list_repository(self, revision: str | None, token: str | bool | None, local_files_only: bool) -> None:
+        self._place = "the repository"
         try:
             if local_files_only:
                 raise ConnectionError("`local_files_only` is set.")
-            self._names = set(list_repo_files(self.source, revision=revision, token=token))
-            self._place = "the repository"
+            siblings = model_info(self.source, revision=revision, token=token, timeout=10).siblings
+            self._names = {file.rfilename for file in siblings or []}
         except (HTTPError, OSError) as error:
-            try:
-                self._folder = Path(snapshot_download(self.source, local_files_only=True, **self._cached))
-            except EntryNotFoundError:
-                raise FileNotFoundError(
-                    f"`{self.argument}` is {self.source!r}, which is no folder here, is not in the local cache of the"
-                    f" Hub, and could not be read from the Hub: {error} {self.accepted}"
-                ) from error
-            self._place = f"the local cache (the Hub was not reached: {error}) of the repository"
+            self._unread = error
+            self._place = f"there is no such folder, the Hub was not read ({error}), and its local cache of"
 
     def find(self, *names: str) -> Path | None:
         """Path of the first of the named files that exists, downloaded if need be; None if none does."""
-        for name in names:
-            if self._folder is None and name in self._names:
-                return Path(hf_hub_download(self.source, name, **self._hub_kwargs))
-            if self._folder is not None and (self._folder / name).is_file():
-                return self._folder / name
-        return None
+        return next((path for path in map(self._find_one, names) if path is not None), None)
+
+    def _find_one(self, name: str) -> Path | None:
+        if self._place == "the folder":
+            path = Path(self.source, name)
+            return path if path.is_file() else None
+        if self._unread is not None:
+            path = try_to_load_from_cache(
+                self.source, name, self._hub_kwargs["cache_dir"], self._hub_kwargs["revision"]
+            )
+            return Path(path) if isinstance(path, str) else None
+        if name not in self._names:
+            return None
+        return Path(hf_hub_download(self.source, name, force_download=self._force_download, **self._hub_kwargs))
 
     def require(self, *names: str) -> Path:
         """Like `find`, but a missing file is an `OSError` that says where to get it."""
@@ -104,7 +104,9 @@ class FileSource:
 
     def missing(self, what: str) -> OSError:
         """The error for something that is not there."""
-        return FileNotFoundError(f"`{self.argument}`: {self._place} {self.source!r} has no {what}. {self.accepted}")
+        error = FileNotFoundError(f"`{self.argument}`: {self._place} {self.source!r} has no {what}. {self.accepted}")
+        error.__cause__ = self._unread
+        return error
 
     def find_weights(
         self, subfolder: str = "", stem: str = "model", prefixes: str | tuple[str, ...] = ""
