@@ -254,9 +254,6 @@ def test_a_subclass_of_the_scheduler_keeps_the_configuration():
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[1]", "[" * 100_000, '{"weight_map": 3}', '{"weight_map": {"a": "../b"}}']
-)
-@pytest.mark.parametrize(
     "name",
     [
         "model_index.json",
@@ -278,18 +275,17 @@ def test_malformed_files_of_a_pipeline(pipeline_folder, name):
             LuminaMGPTPipeline.from_pretrained(pipeline_folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"model": 3}'])
 @pytest.mark.parametrize(
     "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"]
 )
-def test_malformed_files_of_an_original_checkpoint(original_folder, name, content):
-    if name == "tokenizer_config.json" and content in ("{}", '{"model": 3}'):
-        pytest.skip("nothing of it is needed")
-    (original_folder / name).write_text(content)
+def test_malformed_files_of_an_original_checkpoint(original_folder, name):
     if "index" in name:
         (original_folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=name.split(".")[0]):
-        LuminaMGPTPipeline.from_pretrained(original_folder, original_vqgan=VQGAN)
+    # Nothing of the tokenizer's configuration is needed.
+    for content in ["", "{", "[1]"] + ["{}", '{"model": 3}'] * (name != "tokenizer_config.json"):
+        (original_folder / name).write_text(content)
+        with pytest.raises(ValueError, match=name.split(".")[0]):
+            LuminaMGPTPipeline.from_pretrained(original_folder, original_vqgan=VQGAN)
 
 
 def test_damaged_weights_of_an_original_checkpoint(original_folder):
