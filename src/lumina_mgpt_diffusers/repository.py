@@ -80,10 +80,6 @@ class PortableSavingMixin:
         max_shard_size: int | str | None = None,
         push_to_hub: bool = False,
         repo_id: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
         **kwargs,
     ) -> None:
         r"""
@@ -100,27 +96,25 @@ class PortableSavingMixin:
             max_shard_size (`int` or `str`, *optional*): Greatest size of one file of weights, such as `"5GB"`.
             push_to_hub (`bool`, defaults to `False`): Whether to upload the folder to the Hub then.
             repo_id (`str`, *optional*): Where to, by default the name of the folder in the user's namespace.
-            private (`bool`, *optional*): Whether a new repository is private.
-            token (`str`, *optional*): Token of the Hub.
-            commit_message (`str`, *optional*): Message of the commit.
-            create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of committing.
-            kwargs: Further arguments of [`DiffusionPipeline.save_pretrained`].
+            kwargs: `private`, `token`, `commit_message` and `create_pr` as for [`push_to_hub`], and further arguments
+                of [`DiffusionPipeline.save_pretrained`].
         """
-        folder, model = Path(save_directory), "."
+        folder, model, token = Path(save_directory), None, kwargs.pop("token", None)
+        private, message = kwargs.pop("private", None), kwargs.pop("commit_message", None)
+        create_pr = kwargs.pop("create_pr", False)
         if push_to_hub:
-            name = folder.name if repo_id is None else repo_id
-            model = create_repo(name, private=private, token=token, exist_ok=True).repo_id
+            model = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
         # Processes that save the same pipeline do so one after the other.
         with staging_folder(folder, wait=True) as staging:
             super().save_pretrained(staging, safe_serialization, variant, max_shard_size, **kwargs)
-            _keep_card(staging, folder, model if push_to_hub else None, token=token)
-            finish_folder(staging, model)
+            _keep_card(staging, folder, model, token=token)
+            finish_folder(staging, model or ".")
             (folder / INDEX_NAME).unlink(missing_ok=True)
             for path in _replaced_weights(staging, folder):
                 path.unlink()
             move_files(staging, folder, last=INDEX_NAME)
         if push_to_hub:
-            self._upload_folder(folder, model, token, commit_message, create_pr)
+            self._upload_folder(folder, model, token, message, create_pr)
 
     def push_to_hub(
         self,
@@ -136,18 +130,7 @@ class PortableSavingMixin:
         r"""
         Upload the pipeline to the Hub, with a model card unless the repository has one.
 
-        Args:
-            repo_id (`str`): The repository. It is created if it does not exist.
-            commit_message (`str`, *optional*): Message of the commit.
-            private (`bool`, *optional*): Whether a new repository is private.
-            token (`str`, *optional*): Token of the Hub.
-            create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of committing.
-            safe_serialization (`bool`, defaults to `True`): Whether to write safetensors rather than pickles.
-            variant (`str`, *optional*): Written into the names of the weights, such as `"bf16"`.
-            subfolder (`str`, *optional*): Folder of the repository to upload to.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`]: The commit.
+        The arguments are those of [`DiffusionPipeline.push_to_hub`]. Returns the [`~huggingface_hub.CommitInfo`].
         """
         model = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
@@ -203,21 +186,17 @@ def model_card(pipeline: str, settings: dict[str, object], model: str = ".") -> 
     pipeline_tag, usage = USAGE.get(pipeline, USAGE["LuminaMGPTPipeline"])
     shapes = [(shape, nearest_size(shape[1], shape[0], resolution)) for shape in COMMON_SHAPES]
     sizes = trained_sizes(resolution)
-    return (
-        Path(__file__)
-        .with_name("model_card.md")
-        .read_text(encoding="utf-8")
-        .format(
-            pipeline=pipeline,
-            pipeline_tag=pipeline_tag,
-            usage=usage.format(resolution=resolution),
-            model=model,
-            resolution=resolution,
-            settings="\n".join(f"| `{name}` | {settings[name]} |" for name in sorted(settings) if name[0] != "_"),
-            num_sizes=len(sizes),
-            shapes="\n".join(f"| {w} : {h} | {height} | {width} |" for (w, h), (height, width) in shapes),
-            sizes=", ".join(f"{height}x{width}" for height, width in sizes),
-        )
+    template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+    return template.format(
+        pipeline=pipeline,
+        pipeline_tag=pipeline_tag,
+        usage=usage.format(resolution=resolution),
+        model=model,
+        resolution=resolution,
+        settings="\n".join(f"| `{name}` | {settings[name]} |" for name in sorted(settings) if name[0] != "_"),
+        num_sizes=len(sizes),
+        shapes="\n".join(f"| {w} : {h} | {height} | {width} |" for (w, h), (height, width) in shapes),
+        sizes=", ".join(f"{height}x{width}" for height, width in sizes),
     )
 
 

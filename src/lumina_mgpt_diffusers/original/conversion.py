@@ -67,12 +67,12 @@ def convert_original_to_diffusers(
         `BlockingIOError`: If another process writes to the folder.
         `ValueError` or `OSError`: If a file is missing or is not what it should be.
     """
-    original = find_checkpoint(checkpoint, **hub_kwargs)
+    content, weights = find_checkpoint(checkpoint, **hub_kwargs)
     tokenizer = load_tokenizer(find_tokenizer(checkpoint, original_tokenizer, **hub_kwargs))
-    config = pipeline_config(original.config, tokenizer)
+    config = pipeline_config(content, tokenizer)
     config.dtype = dtype or config.dtype
-    shards, index = plan_shards(original.weights, config, rows_per_head=True, dtype=dtype)
-    scheduler = make_scheduler(checkpoint, original.config, base_size)
+    shards, index = plan_shards(weights, config, rows_per_head=True, dtype=dtype)
+    scheduler = make_scheduler(checkpoint, content, base_size)
     vqvae = load_vqvae(original_vqgan, **elsewhere(hub_kwargs))
     check_fit(tokenizer, config, vqvae, scheduler.config.resolution)
     output = Path(output)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
@@ -139,16 +139,9 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-class OriginalCheckpoint(NamedTuple):
-    """The content of an original `config.json` and its weights, shard by shard; empty if they were not asked for."""
-
-    config: dict[str, Any]
-    weights: list[Path]
-
-
 def find_checkpoint(
     checkpoint: str | os.PathLike, *, need_weights: bool = True, **hub_kwargs: Any
-) -> OriginalCheckpoint:
+) -> tuple[dict[str, Any], list[Path]]:
     """
     Locate the transformer of an original checkpoint.
 
@@ -158,7 +151,7 @@ def find_checkpoint(
         hub_kwargs: `cache_dir`, `revision`, `token`, `local_files_only`, `force_download`.
 
     Returns:
-        [`OriginalCheckpoint`]
+        `tuple[dict, list[Path]]`: The content of `config.json`, and the files of the weights, shard by shard.
 
     Raises:
         `ValueError` or `OSError`: If `checkpoint` is not such a thing, naming the file that is missing.
@@ -178,7 +171,7 @@ def find_checkpoint(
     weights = files.find_weights() if need_weights else []
     if need_weights and not weights:
         raise files.missing("`model.safetensors` or `model.safetensors.index.json`")
-    return OriginalCheckpoint(config, weights)
+    return config, weights
 
 
 def find_tokenizer(

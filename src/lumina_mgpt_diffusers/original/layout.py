@@ -119,7 +119,7 @@ def original_as_diffusers(
         raise ValueError(
             f"`checkpoint` {os.fspath(checkpoint)!r} holds no VQ model: pass `original_vqgan`. {ACCEPTED}"
         )
-    original = find_checkpoint(checkpoint, need_weights=transformer is None, **hub_kwargs)
+    config, weights = find_checkpoint(checkpoint, need_weights=transformer is None, **hub_kwargs)
     if tokenizer is None:
         tokenizer = load_tokenizer(find_tokenizer(checkpoint, original_tokenizer, **hub_kwargs))
     if scheduler is not None and states_base_size(scheduler):
@@ -127,12 +127,12 @@ def original_as_diffusers(
     with TemporaryDirectory(prefix="lumina-mgpt-") as folder:
         write_pipeline_folder(
             Path(folder),
-            pipeline_config(original.config, tokenizer),
+            pipeline_config(config, tokenizer),
             tokenizer,
-            make_scheduler(checkpoint, original.config, base_size),
+            make_scheduler(checkpoint, config, base_size),
             load_vqvae(original_vqgan, **elsewhere(hub_kwargs)) if vqvae is None else None,
         )
-        _link_weights(original.weights, Path(folder) / "transformer")
+        _link_weights(weights, Path(folder) / "transformer")
         yield folder
 
 
