@@ -5,7 +5,7 @@ Convert an original Lumina-mGPT checkpoint to a diffusers pipeline.
     python conversion/convert_original_to_diffusers.py \
         --checkpoint_path Alpha-VLLM/Lumina-mGPT-7B-768 --vqgan_path chameleon/tokenizer --output_path lumina-mgpt
 
-It needs the memory of one tensor and can be interrupted: run again, it keeps what is finished.
+It needs the memory of one shard and can be interrupted: run again, it keeps what is finished.
 """
 
 import argparse
@@ -14,12 +14,11 @@ import logging
 import torch
 from huggingface_hub import HfApi
 
-from lumina_mgpt_diffusers.original import base_size_from_name, convert_original_to_diffusers
+from lumina_mgpt_diffusers.original import convert_original_to_diffusers
 from lumina_mgpt_diffusers.repository import CARD_NAME
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEFAULT_BASE_SIZE = 768
 
 logger = logging.getLogger("lumina_mgpt_diffusers")
 
@@ -35,8 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--base_size",
         type=int,
-        choices=[512, 768, 1024],
-        help="Side in pixels of the square of the trained area. By default what the name of the checkpoint says.",
+        help="Side in pixels of the square of the trained area, a multiple of 32. By default what the name says.",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, help="Type of the transformer's weights. By default they keep theirs."
@@ -49,13 +47,6 @@ def main() -> None:
     args = parse_args()
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    base_size = args.base_size or base_size_from_name(args.checkpoint_path)
-    if base_size is None:
-        base_size = DEFAULT_BASE_SIZE
-        logger.warning(
-            f"The name {args.checkpoint_path!r} does not say the base size: {base_size} is taken. If the checkpoint"
-            " was trained at another, pass `--base_size`."
-        )
     api = HfApi()
     # First of all, so that a token that may not write does not cost a conversion.
     repository = api.create_repo(args.push_to_hub, exist_ok=True).repo_id if args.push_to_hub else None
@@ -64,8 +55,8 @@ def main() -> None:
         args.output_path,
         original_vqgan=args.vqgan_path,
         original_tokenizer=args.tokenizer_path,
-        base_size=base_size,
-        torch_dtype=DTYPES.get(args.dtype),
+        base_size=args.base_size,
+        dtype=DTYPES.get(args.dtype),
         model=repository or ".",
     )
     logger.info(f"The pipeline is in {folder}.")

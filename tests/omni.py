@@ -2,6 +2,7 @@
 """What the tests of images and conversations share: the recorded images, and a model that says what it is told to."""
 
 import functools
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,8 @@ from lumina_mgpt_diffusers import (
     LuminaMGPTImg2ImgPipeline,
     LuminaMGPTPipeline,
     LuminaMGPTScheduler,
+    LuminaMGPTTransformer,
 )
-from lumina_mgpt_diffusers.lumina_mgpt.kv_cache import SlotCache
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -66,7 +67,7 @@ def _with_components(pipeline_class, pipe, transformer, sampler):
     return own
 
 
-class Playback(torch.nn.Module):
+class Playback(LuminaMGPTTransformer):
     """
     Stands for a transformer: wants the token that a script holds for each position, and writes nothing to its cache.
 
@@ -77,7 +78,7 @@ class Playback(torch.nn.Module):
     """
 
     def __init__(self, config, script: list[int], default: int, second_choice: int) -> None:
-        super().__init__()
+        torch.nn.Module.__init__(self)
         self.config = config
         self.script = script
         self.default = default
@@ -93,25 +94,25 @@ class Playback(torch.nn.Module):
     def device(self) -> torch.device:
         return self.anchor.device
 
-    def forward(self, input_ids, position_ids, past_key_values, logits_to_keep, logits_range=None):
-        if self.start is None:
-            self.start = int(logits_to_keep.max())  # the separator before the answer
-        for index, layer in enumerate(past_key_values.layers):
+    def forward(self, input_ids, position_ids, past_key_values, logits_range, logits_to_keep=0, text_places=None):
+        past_key_values.positions = position_ids
+        for index in range(len(past_key_values.layers)):
             empty = torch.zeros(len(input_ids), 1, input_ids.shape[1], 1)
-            assert isinstance(past_key_values, SlotCache)
-            past_key_values.positions = position_ids
             past_key_values.update(empty, empty, index)
-        positions = position_ids.gather(1, logits_to_keep)
+        if self.start is None and text_places is not None:
+            self.start = int(position_ids[text_places].max())  # the separator before the answer
+        logits = self._wanted(position_ids)[..., slice(*logits_range)]
+        text_logits = None if text_places is None else self._wanted(position_ids[text_places])
+        return SimpleNamespace(logits=logits, text_logits=text_logits)
+
+    def _wanted(self, positions: torch.LongTensor) -> torch.Tensor:
         logits = torch.zeros(*positions.shape, self.config.vocab_size)
         logits[..., self.second_choice] = 1.0
-        for row, of_row in enumerate(positions.tolist()):
-            for place, position in enumerate(of_row):
-                index = position - self.start
-                wanted = self.script[index] if 0 <= index < len(self.script) else self.default
-                logits[row, place, wanted] = 10.0
-        if logits_range is not None:
-            logits = logits[..., slice(*logits_range)]
-        return SimpleNamespace(logits=logits)
+        for place in itertools.product(*map(range, positions.shape)):
+            index = int(positions[place]) - (self.start or 0)
+            wanted = self.script[index] if 0 <= index < len(self.script) else self.default
+            logits[(*place, wanted)] = 10.0
+        return logits
 
 
 @torch.no_grad()

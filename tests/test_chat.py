@@ -11,6 +11,7 @@ from omni import GREEDY, arrays, chat_from, random_runs, slow_answer, to_message
 from reference import load_stock
 
 from lumina_mgpt_diffusers import ImagePart, LuminaMGPTConversation, TextPart
+from lumina_mgpt_diffusers.lumina_mgpt import engine
 from lumina_mgpt_diffusers.lumina_mgpt.chat_messages import read_messages
 from lumina_mgpt_diffusers.lumina_mgpt.row import SampledImage, SampledText
 
@@ -43,8 +44,10 @@ def forced_start(random_pipe):
     state = {"is_first": True}
 
     def nudge(module, args, output):
+        if state["is_first"] and output.text_logits is None:
+            return output  # the prompt
         if state["is_first"]:
-            output.logits[:, -1, start] += 1e4
+            output.text_logits[:, start] += 1e4
         state["is_first"] = False
         return output
 
@@ -240,8 +243,8 @@ def test_every_forward_takes_all_rows_that_need_it(trained_pipe):
     messages = [to_messages(RUNS[name]["qas"]) for name in ("t2i_64x64_cfg1.0", "first_turn")]
     outputs = chat(messages, guidance_scale=3.0, max_new_tokens=50, **GREEDY)
     hook.remove()
-    # Both in text; the image with its unconditional branch, beside the text and then alone; its last tokens.
-    assert [row for row, _ in itertools.groupby(rows)] == [2, 3, 2, 1]
+    # Both in text; the unconditional branch of the image, which then is beside the text and alone; its last tokens.
+    assert [row for row, _ in itertools.groupby(rows)] == [2, 1, 3, 2, 1]
     assert len(outputs[0].images) == 1
 
 
@@ -291,8 +294,10 @@ def test_a_turn_costs_its_own_tokens(trained_pipe, count_forwards):
             "Hello, who are you?", conversation=conversation, guidance_scale=1.0, max_new_tokens=20, **GREEDY
         )
     own = len(context_of(chat, "Hello, who are you?")) - 1
-    assert forwards.windows[0] == 1 + own
-    assert sum(forwards.windows) == 1 + own + len(output.token_ids) - (output.finish_reason == "length")
+    # The turn's own tokens but the last, padded, then each token by itself.
+    assert forwards.windows[0] == engine.round_up(own, engine.LENGTH_STEP)
+    assert len(forwards) == 1 + len(output.token_ids) + (output.finish_reason == "stop")
+    assert set(forwards.windows[1:]) == {1}
     assert conversation.token_ids[length:][own:][: len(output.token_ids)] == output.token_ids
 
 

@@ -152,7 +152,7 @@ def test_samplers_of_tasks(pipe, monkeypatch):
 
 def spy(step, seen):
     def wrapped(*args, **kwargs):
-        seen.append((kwargs["temperature"], kwargs["top_k"]))
+        seen.append((float(kwargs["places"].temperature), int(kwargs["places"].top_k)))
         return step(*args, **kwargs)
 
     return wrapped
@@ -315,7 +315,7 @@ def test_callbacks_and_interruption(pipe):
         ({"prompt": [3]}, "`prompt` has to be a string or a list of strings but holds 3"),
         ({"prompt": "a", "image": [[IMAGE, IMAGE]]}, "`image` holds 2 images for one prompt.*marks 0"),
         ({"task": "depth", "image": [[IMAGE, IMAGE]]}, "`image` holds 2 images for one prompt"),
-        ({"size": "any"}, "`size` has to be None or 'free' but is 'any'"),
+        ({"size": "any"}, r"`size` has to be one of \[None, 'free'\] but is 'any'"),
         (
             {"size": "free", "height": 64},
             "`height` and `width` have to be None with `size='free'` but are 64 and None",

@@ -139,7 +139,7 @@ def hub(saved_folder, random_pipe, tmp_path_factory):
     repositories = {
         "tiny/pipeline": {"main": saved_folder, "old": folder / "old"},
         "tiny/variant": {"main": folder / "variant"},
-        "tiny/original-512": {"main": folder / "bare"},
+        "tiny/Lumina-mGPT-7B-512": {"main": folder / "bare"},
         "tiny/vqgan": {"main": VQGAN},
         "Alpha-VLLM/Lumina-mGPT-7B-768": {"main": CHECKPOINT},
     }
@@ -159,7 +159,7 @@ result["auto"] = codes_of(AutoPipelineForText2Image.from_pretrained("tiny/pipeli
 result["variant"] = codes_of(DiffusionPipeline.from_pretrained("tiny/variant", variant="bf16"))
 result["revision"] = DiffusionPipeline.from_pretrained("tiny/pipeline", revision="old").scheduler.config.resolution
 original = LuminaMGPTPipeline.from_pretrained(
-    "tiny/original-512", original_vqgan="tiny/vqgan", dtype=torch.float32
+    "tiny/Lumina-mGPT-7B-512", original_vqgan="tiny/vqgan", dtype=torch.float32
 )
 result["original"] = codes_of(original)
 result["original size"] = original.scheduler.config.resolution

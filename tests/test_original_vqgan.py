@@ -97,7 +97,7 @@ def test_is_float32_unless_asked_and_says_nothing(capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vqvae = load_vqvae(VQGAN)
-        half = load_vqvae(VQGAN, torch_dtype=torch.bfloat16)
+        half = load_vqvae(VQGAN, dtype=torch.bfloat16)
     assert (vqvae.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     assert not vqvae.training
     assert vqvae.config.scaling_factor == 1.0 and vqvae.config.lookup_from_codebook
@@ -194,14 +194,14 @@ def test_what_a_diffusers_model_cannot_hold(tmp_path, original):
 
 def test_missing_and_unexpected_tensors(tmp_path, original):
     fewer = {name: tensor for name, tensor in original.items() if name != "decoder.conv_in.bias"}
-    with pytest.raises(ValueError, match=r"1 tensors are missing \['decoder.conv_in.bias'\] and 0 are unexpected"):
+    with pytest.raises(ValueError, match=r"1 missing \(decoder.conv_in.bias\)"):
         load_vqvae(write_vqgan(tmp_path, fewer))
-    with pytest.raises(ValueError, match=r"0 tensors are missing \[\] and 1 are unexpected \['decoder.extra'\]"):
+    with pytest.raises(ValueError, match=r"1 unexpected \(decoder.extra\)"):
         load_vqvae(write_vqgan(tmp_path, {**original, "decoder.extra": torch.zeros(1)}))
 
 
 def test_a_configuration_of_other_shapes(tmp_path, original):
-    with pytest.raises(ValueError, match=r"'encoder.conv_in.weight'.*of shape \(32, 3, 3, 3\) but \(64, 3, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"of another shape.* decoder.conv_in.weight \(128, 32, 3, 3\) instead of"):
         load_vqvae(write_vqgan(tmp_path, original, ch=64))
 
 
@@ -241,7 +241,7 @@ def test_hub_id_without_network(vqvae, tmp_path):
     files = {f"tokenizer/{name}": VQGAN / name for name in ("vqgan.ckpt", "vqgan.yaml")}
     cache_dir = hub_cache(tmp_path, "someone/chameleon", files)
     assert_same(load_vqvae("someone/chameleon", cache_dir=cache_dir, local_files_only=True), vqvae)
-    with pytest.raises(OSError, match="`original_vqgan`: the local cache .*Hub was not reached.* 'someone/else'"):
+    with pytest.raises(OSError, match="`original_vqgan`: there is no such folder.* of 'someone/else' has no VQ"):
         load_vqvae("someone/else", cache_dir=cache_dir, local_files_only=True)
 
 

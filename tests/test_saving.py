@@ -1,8 +1,13 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """What `save_pretrained` writes: the same bytes every time, nothing of this machine, readable by others."""
 
+import inspect
 import json
+import os
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +24,7 @@ from lumina_mgpt_diffusers import (
     LuminaMGPTScheduler,
     LuminaMGPTTransformer,
 )
+from lumina_mgpt_diffusers.files import staging_folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -140,6 +146,22 @@ def test_the_usage_of_the_card_runs(saved_folder, monkeypatch, tmp_path):
     assert type(namespace["pipe"]).__name__ == "LuminaMGPTPipeline"
 
 
+@pytest.mark.parametrize(
+    ("pipeline_class", "tag"), [(LuminaMGPTImg2ImgPipeline, "image-to-image"), (LuminaMGPTChatPipeline, "any-to-any")]
+)
+def test_the_card_shows_the_class_that_was_saved(random_pipe, tmp_path, monkeypatch, pipeline_class, tag):
+    pipeline_class(**random_pipe.components).save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert f"pipeline_tag: {tag}\n" in text and "pip install" not in text
+    usage = re.search(r"```py\n(.*?)```", text, flags=re.DOTALL)[1]
+    assert f"pipe = {pipeline_class.__name__}.from_pretrained" in usage
+    (call,) = re.findall(r"= pipe\((.*)\)", usage)
+    # The arguments are those of the class; an untrained model may talk for long.
+    inspect.signature(pipeline_class.__call__).bind(None, *eval(f"(lambda *a, **k: a)({call})", {"generator": None}))
+    names = re.findall(r"(\w+)=", call)
+    assert {*names} <= {*inspect.signature(pipeline_class.__call__).parameters}
+
+
 def test_an_edited_card_stays(random_pipe, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     random_pipe.save_pretrained(tmp_path)
@@ -152,3 +174,61 @@ def test_the_card_follows_the_scheduler(random_pipe, with_sampler, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "| `top_k` | 7 |" in card and "49 sizes" in card and "height=512, width=512" in card
     assert LuminaMGPTScheduler.from_pretrained(tmp_path, subfolder="scheduler").config.top_k == 7
+
+
+# Complete or not there
+
+
+def test_a_save_over_another_pipeline_leaves_nothing_of_it(random_pipe, saved_folder, tmp_path):
+    random_pipe.save_pretrained(tmp_path, max_shard_size="1MB")
+    random_pipe.save_pretrained(tmp_path, variant="bf16", max_shard_size="1MB")
+    assert (tmp_path / "transformer" / "model.safetensors.index.bf16.json").is_file()
+    others = {name: content for name, content in contents(tmp_path).items() if "bf16" in name}
+    (tmp_path / "notes.txt").write_text("mine")
+    random_pipe.save_pretrained(tmp_path)
+    expected = {**contents(saved_folder), **others, "notes.txt": b"mine"}
+    assert contents(tmp_path) == expected
+
+
+def test_a_failure_leaves_the_pipeline_that_was_there(random_pipe, tmp_path, monkeypatch):
+    random_pipe.save_pretrained(tmp_path)
+    before = contents(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(type(random_pipe.vqvae), "save_pretrained", fail)
+        with pytest.raises(OSError, match="No space left"):
+            random_pipe.save_pretrained(tmp_path, max_shard_size="1MB")
+    assert contents(tmp_path) == before
+
+
+def test_of_two_who_save_one_waits(random_pipe, saved_folder, tmp_path):
+    with ThreadPoolExecutor() as executor:
+        with staging_folder(tmp_path):
+            saving = executor.submit(random_pipe.save_pretrained, tmp_path)
+            with pytest.raises(TimeoutError):
+                saving.result(timeout=0.5)
+        saving.result(timeout=60)
+    assert contents(tmp_path) == contents(saved_folder)
+
+
+# Killed
+
+
+def kill(tmp_path: Path, *wanted: str) -> int:
+    command = [sys.executable, Path(__file__).with_name("kill_points.py"), tmp_path, *wanted]
+    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return int(result.stdout.splitlines()[-1])
+
+
+def test_killed_it_looks_unfinished(tmp_path):
+    assert kill(tmp_path, "convert:-4", "replace:-8") == 2
+
+
+@pytest.mark.slow
+def test_killed_at_every_change_it_looks_unfinished(tmp_path):
+    assert kill(tmp_path, "convert", "back", "save", "replace") >= 200

@@ -4,15 +4,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 
 from diffusers import DiffusionPipeline
 
-from ..original.files import FileSource
-from ..original.layout import original_as_diffusers
+from ..files import read_json
+from ..original.files import FileSource, read_weight_map
+from ..original.layout import checked_config, original_as_diffusers
 
 
 HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "force_download")
 COMPONENTS = ("tokenizer", "transformer", "vqvae", "scheduler")
+CONFIGURATIONS = (
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "transformer/config.json",
+    "transformer/model.safetensors.index.json",
+    "vqvae/config.json",
+)
 
 
 class OriginalCheckpointMixin:
@@ -34,7 +44,8 @@ class OriginalCheckpointMixin:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
                 A Hub id or a folder. Without a `model_index.json` it is taken for an original checkpoint
                 (`config.json` and safetensors of the transformer, as in `Alpha-VLLM/Lumina-mGPT-7B-768`). Its base
-                size is read from its name; pass `scheduler=LuminaMGPTScheduler(resolution=…)` where that says none.
+                size is read from its configuration or from such a name; where they state none it is a guess, with a
+                warning: pass `scheduler=LuminaMGPTScheduler(resolution=…)`.
             original_vqgan (`str` or `os.PathLike`, *optional*):
                 Where the VQ model of an original checkpoint is, which does not hold one: a folder with `vqgan.ckpt`
                 and `vqgan.yaml` (the `tokenizer` folder of Meta's Chameleon download), such a `vqgan.ckpt`, a
@@ -54,18 +65,25 @@ class OriginalCheckpointMixin:
         >>> from lumina_mgpt_diffusers import LuminaMGPTPipeline
 
         >>> pipe = LuminaMGPTPipeline.from_pretrained(
-        ...     "Alpha-VLLM/Lumina-mGPT-7B-768", original_vqgan="chameleon/tokenizer", torch_dtype=torch.bfloat16
+        ...     "Alpha-VLLM/Lumina-mGPT-7B-768", original_vqgan="chameleon/tokenizer", dtype=torch.bfloat16
         ... ).to("cuda")
         ```
         """
         hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        if not is_original_checkpoint(pretrained_model_name_or_path, **hub_kwargs):
+        files = FileSource(
+            pretrained_model_name_or_path,
+            "pretrained_model_name_or_path",
+            "It takes a pipeline in diffusers' format or an original Lumina-mGPT checkpoint.",
+            **hub_kwargs,
+        )
+        if files.require(cls.config_name, "config.json").name == cls.config_name:
             for name, value in (("original_vqgan", original_vqgan), ("original_tokenizer", original_tokenizer)):
                 if value is not None:
                     raise ValueError(
                         f"`{name}` is {str(value)!r} but {str(pretrained_model_name_or_path)!r} is a pipeline in"
                         " diffusers' format, which holds all its components. Pass a component itself to replace it."
                     )
+            check_files(files, kwargs)
             return cls._load(pretrained_model_name_or_path, **kwargs)
 
         components = {name: kwargs[name] for name in COMPONENTS if kwargs.get(name) is not None}
@@ -89,12 +107,12 @@ class OriginalCheckpointMixin:
         return pipe
 
 
-def is_original_checkpoint(name_or_path: str | os.PathLike, **hub_kwargs) -> bool:
-    """Whether a folder or repository holds a bare transformer rather than a pipeline in diffusers' format."""
-    files = FileSource(
-        name_or_path,
-        "pretrained_model_name_or_path",
-        "It takes a pipeline in diffusers' format or an original Lumina-mGPT checkpoint.",
-        **hub_kwargs,
-    )
-    return files.find(DiffusionPipeline.config_name) is None and files.find("config.json") is not None
+def check_files(files: FileSource, components: Container[str]) -> None:
+    """Raise a `ValueError` that names the file if one of a pipeline is malformed, unless its component is passed."""
+    for name in (DiffusionPipeline.config_name, *CONFIGURATIONS):
+        if name.split("/")[0] not in components and (path := files.find(name)) is not None:
+            content = read_json(path)
+            if name == "transformer/config.json":
+                checked_config(content)
+            elif name == "transformer/model.safetensors.index.json":
+                read_weight_map(path)

@@ -10,11 +10,13 @@ import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, VQModel
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerFast
 
+from ..repository import PortableSavingMixin
+from .components import check_fit, check_loaded_vqvae, with_base_size
 from .engine import Engine, is_compiled
-from .hub import PortableSavingMixin
 from .image_encoding import ImageInput, encode_images, load_images
 from .kv_cache import SlotCache
 from .loading import OriginalCheckpointMixin
@@ -22,12 +24,14 @@ from .lora import LuminaMGPTLoraLoaderMixin
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .streaming import CURRENT_CALL, Call, Codes
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
-from .unirep import ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
+from .unirep import GRID_SIZE, ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
 
 
 logger = logging.get_logger(__name__)
 
 warn_once = functools.lru_cache(logger.warning)
+
+KINDS = {"transformer": LuminaMGPTTransformer, "vqvae": VQModel, "scheduler": LuminaMGPTScheduler}
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -65,6 +69,31 @@ class LuminaMGPTBasePipeline(
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._last_call = Call()
         self._kept_caches: list[SlotCache] = []
+
+    def register_modules(self, **components: object) -> None:
+        """Add components by name, None for one that is missing. Raises a `ValueError` if they do not fit."""
+        for name, component in components.items():
+            if component is not None:
+                check_kind(name, component)
+        super().register_modules(**components)
+        if self.scheduler is not None and self.transformer is not None:
+            super().register_modules(scheduler=with_base_size(self.scheduler, self.transformer.config))
+        if None not in (self.tokenizer, self.transformer, self.vqvae):
+            resolution = GRID_SIZE if self.scheduler is None else self.scheduler.config.resolution
+            check_fit(self.tokenizer, self.transformer.config, self.vqvae, resolution)
+
+    def register_to_config(self, **values: object) -> None:
+        super().register_to_config(**values)
+        if values.get("_name_or_path") and self.vqvae is not None:  # as diffusers says last, by every route of loading
+            check_loaded_vqvae(self.vqvae)
+
+    def check_components(self) -> None:
+        """Raise a `ValueError` that names the component if one that every call needs is missing or of another kind."""
+        for name, kind in KINDS.items():
+            component = getattr(self, name)
+            if component is None:
+                raise ValueError(f"This pipeline has no `{name}`, a `{kind.__name__}`, without which it cannot run.")
+            check_kind(name, component)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> LuminaMGPTBasePipeline:
@@ -143,6 +172,8 @@ class LuminaMGPTBasePipeline(
     @property
     def image_vocabulary(self) -> ImageVocabulary:
         """Token ids of the image language, by name from the tokenizer or, without one, the transformer's config."""
+        if self.vqvae is None:
+            raise ValueError("This pipeline has no `vqvae`, a `VQModel`, which tells how many codes there are.")
         num_codes = self.vqvae.config.num_vq_embeddings
         if self.tokenizer is not None:
             return ImageVocabulary.from_tokenizer(self.tokenizer, num_codes, self.vae_scale_factor)
@@ -231,3 +262,14 @@ def start_generator(generator: torch.Generator | list[torch.Generator] | None, n
         generator = torch.Generator()
         generator.seed()  # the global random state stays as it is
     return generator if isinstance(generator, list) else [generator] * number
+
+def check_kind(name: str, component: object) -> None:
+    """Raise a `ValueError` that names a component if it is of another kind than the pipelines need."""
+    kind = KINDS.get(name)
+    # Models may be wrapped: compiled, adapted, distributed.
+    parts = component.modules() if isinstance(component, torch.nn.Module) else [component]
+    if kind is not None and not any(isinstance(part, kind) for part in parts):
+        hint = ""
+        if isinstance(component, SchedulerMixin):
+            hint = " Codes are not denoised but sampled, so the schedulers of diffusion models do not apply."
+        raise ValueError(f"`{name}` has to be a `{kind.__name__}` but is a `{type(component).__name__}`.{hint}")

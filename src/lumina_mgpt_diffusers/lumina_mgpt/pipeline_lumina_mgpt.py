@@ -347,6 +347,7 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
         every: int | None,
     ) -> Iterator[LuminaMGPTStreamOutput]:
         # 1. Check the arguments and fill in the defaults
+        self.check_components()
         vocabulary = self.image_vocabulary
         num_prompts = check_prompts(
             "prompt", prompt, prompt_token_ids, prompt_attention_mask, self.transformer.config.vocab_size

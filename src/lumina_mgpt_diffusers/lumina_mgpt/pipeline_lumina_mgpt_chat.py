@@ -322,6 +322,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
     ) -> tuple[Answers, bool]:
         """Check the arguments and encode the turns. Gives the answers, to be sampled, and whether they are a batch."""
         # 1. Check the arguments and fill in the defaults
+        self.check_components()
         if self.tokenizer is None:
             raise ValueError("This pipeline has no tokenizer, without which it cannot encode `messages`.")
         messages, images, conversations, is_batch = split_batch(messages, images, conversation)

@@ -289,6 +289,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         every: int | None,
     ) -> Iterator[LuminaMGPTStreamOutput]:
         # 1. Check the arguments and fill in the defaults
+        self.check_components()
         task = find_task(task)
         if self.tokenizer is None:
             raise ValueError("This pipeline has no tokenizer, without which it cannot encode `prompt`.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -196,6 +197,17 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         check_choice("batch_invariant", batch_invariant, (None, True, False))
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0, dtype=torch.long)
+
+    @staticmethod
+    def _get_init_keys(input_class: type) -> set[str]:
+        # diffusers asks this for the settings to hand on, and a subclass may take those of its base as `**kwargs`.
+        keys: set[str] = set()
+        for one in input_class.__mro__:
+            parameters = inspect.signature(one.__init__).parameters
+            keys.update(parameters)
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+        return keys
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """

@@ -26,6 +26,7 @@ from .attention import XFORMERS, XformersAttentionMixin
 from .kv_cache import SlotCache
 from .lora import LoraTransformerMixin
 from .slot_attention import SLOT_SDPA
+from .weight_checks import check_config, check_finite, check_nothing_is_wrong
 
 
 SLOT_IMPLEMENTATIONS = ("eager", SLOT_SDPA, "flex_attention", XFORMERS)
@@ -77,6 +78,8 @@ class ExpandNormRows(ConversionOps):
         (tensors,) = input_dict.values()
         tensor = tensors[0] if isinstance(tensors, list) else tensors
         num_heads = model.get_parameter(full_layer_name).shape[0]
+        if tensor.ndim != 2 or not tensor.shape[0] or num_heads % tensor.shape[0]:
+            return {target_patterns[0]: tensor}  # reported as of another shape
         return {target_patterns[0]: tensor.repeat_interleave(num_heads // tensor.shape[0], dim=0)}
 
     @property
@@ -117,6 +120,7 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
 
     def __init__(self, config: ChameleonConfig) -> None:
         register_norm_expansion()
+        check_config(config)
         super().__init__(config)
         del self.model.vqmodel
         self.model.rotary_emb = LuminaMGPTRotaryEmbedding(config)
@@ -124,6 +128,45 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
     def _check_and_adjust_attn_implementation(self, *args, **kwargs) -> str:
         implementation = super()._check_and_adjust_attn_implementation(*args, **kwargs)
         return SLOT_SDPA if implementation == "sdpa" else implementation
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs,
+    ) -> LuminaMGPTTransformer | tuple[LuminaMGPTTransformer, dict[str, Any]]:
+        r"""
+        Load the model from a folder or a repository.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a Hub id.
+            ignore_mismatched_sizes (`bool`, defaults to `False`):
+                Whether to start weights of another shape, or that are not there, from random values.
+            output_loading_info (`bool`, defaults to `False`): Whether to return what was missing or unexpected too.
+            args, kwargs: All else that [`~transformers.PreTrainedModel.from_pretrained`] takes.
+
+        Raises:
+            `ValueError`: If names and shapes of the weights are not those that the configuration needs, with a list;
+                or if weights are NaN or infinite.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            ignore_mismatched_sizes=True,  # else they are an error without their names
+            output_loading_info=True,
+            **kwargs,
+        )
+        if not ignore_mismatched_sizes:
+            source = str(pretrained_model_name_or_path)
+            wrong = (info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+            check_nothing_is_wrong(source, *wrong)
+            # Weights that are offloaded or quantised are not here as plain tensors.
+            plain = ((name, weight.data) for name, weight in model.named_parameters() if weight.is_floating_point())
+            check_finite(source, ((name, w) for name, w in plain if type(w) is torch.Tensor and not w.is_meta))
+        return (model, info) if output_loading_info else model
 
     def set_attn_implementation(
         self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False

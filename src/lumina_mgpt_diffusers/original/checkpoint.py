@@ -1,87 +1,65 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """
-The transformer's weights, rewritten one tensor at a time.
+The transformer's weights, rewritten one shard at a time.
 
 The original and the diffusers form of a checkpoint differ in the q- and k-norms only: the original holds one row per
-shard of tensor-parallel training, the other one row per head. A checkpoint is far larger than memory may be, so a
-[`Shard`] is planned from the header of its source and streamed from file to file.
+shard of tensor-parallel training, the other one row per head.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from .files import atomic_file
+from ..lumina_mgpt.weight_checks import check_finite, check_shapes
+from .files import open_weights
 
-
-ResizeNorm = Callable[[str, torch.Tensor], torch.Tensor]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 _NORM = re.compile(r"\.self_attn\.([qk])_norm\.(weight|bias)$")
 
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
-def expand_norms(config: Mapping[str, Any]) -> ResizeNorm:
+VQ_PREFIX = "model.vqmodel."
+
+
+def resize_norm(name: str, tensor: torch.Tensor, rows: int) -> torch.Tensor:
     """
-    How the norms `(rows, head_dim)` of an original checkpoint become `(num_heads, head_dim)`.
+    Give a q- or k-norm another number of rows.
 
     Args:
-        config (`Mapping`): Content of `config.json`.
+        name (`str`): Name of the tensor, for the error message.
+        tensor (`torch.Tensor` of shape `(old_rows, head_dim)`): The norm.
+        rows (`int`): Rows that are wanted: as many as heads, or as shards of the original training.
 
     Returns:
-        `Callable`: Takes the name of a tensor and the tensor, gives the new tensor.
+        `torch.Tensor` of shape `(rows, head_dim)`.
+
+    Raises:
+        `ValueError`: If the rows cannot be shared out evenly, or if rows to be made one differ, as after training
+            with one norm per head.
     """
-
-    def expand(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        heads, rows = _num_heads(name, config), tensor.shape[0]
-        if tensor.ndim != 2 or heads % rows:
-            raise ValueError(f"{name!r} is of shape {tuple(tensor.shape)}, which cannot be shared by {heads} heads.")
-        return tensor.repeat_interleave(heads // rows, 0)
-
-    return expand
-
-
-def fold_norms(config: Mapping[str, Any]) -> ResizeNorm:
-    """
-    How the norms `(num_heads, head_dim)` become `(model_parallel_size, head_dim)`, as original checkpoints hold them.
-
-    Args:
-        config (`Mapping`): Content of `config.json`.
-
-    Returns:
-        `Callable`: Takes the name of a tensor and the tensor, gives the new tensor. It raises `ValueError` if heads of
-        one shard have different norms, as after training with one norm per head.
-    """
-    rows = config["model_parallel_size"]
-
-    def fold(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        heads = _num_heads(name, config)
-        if tensor.shape[0] != heads or heads % rows:
-            raise ValueError(
-                f"{name!r} is of shape {tuple(tensor.shape)}, which cannot be folded to `model_parallel_size` {rows}"
-                f" rows of {heads} heads."
-            )
-        shards = tensor.unflatten(0, (rows, heads // rows))
-        if not torch.equal(shards, shards[:, :1].expand_as(shards)):
-            layer = re.search(r"layers\.(\d+)", name)[1]
-            raise ValueError(
-                f"Layer {layer}: the rows of {name!r} differ within one of the {rows} shards, so they cannot be"
-                f" written as `model_parallel_size` {rows} rows. Norms trained apart have no original form."
-            )
-        return shards[:, 0]
-
-    return fold
+    there = tensor.shape[0]
+    if tensor.ndim != 2 or not there or (rows % there and there % rows):
+        raise ValueError(f"{name!r} is of shape {tuple(tensor.shape)}, which cannot be made {rows} rows.")
+    if rows >= there:
+        return tensor.repeat_interleave(rows // there, 0)
+    shards = tensor.unflatten(0, (rows, there // rows))
+    if not torch.equal(shards, shards[:, :1].expand_as(shards)):
+        raise ValueError(
+            f"Layer {_LAYER.match(name)[1]}: the rows of {name!r} differ within one of the {rows} shards, so they"
+            f" cannot be written as `model_parallel_size` {rows} rows. Norms trained apart have no original form."
+        )
+    return shards[:, 0]
 
 
 @dataclass(frozen=True)
@@ -92,116 +70,120 @@ class Shard:
     Args:
         name (`str`): Name of the file.
         source (`Path`): File that the tensors come from.
-        header (`dict[str, dict]`): Type, shape and place of each tensor, as the format has it.
-        resize_norm (`Callable`): [`expand_norms`] or [`fold_norms`].
+        tensors (`dict[str, torch.dtype]`): Type of each tensor that it holds.
+        norm_rows (`dict[str, int]`): Rows of each q- and k-norm among them.
+        num_bytes (`int`): Size of the tensors together.
     """
 
     name: str
     source: Path
-    header: dict[str, dict[str, Any]]
-    resize_norm: ResizeNorm
+    tensors: dict[str, torch.dtype]
+    norm_rows: dict[str, int]
+    num_bytes: int
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the tensors together."""
-        return max(entry["data_offsets"][1] for entry in self.header.values())
-
-    def write(self, folder: Path) -> None:
-        """Write the file, atomically, holding one tensor in memory at a time."""
-        with atomic_file(folder / self.name) as file:
-            file.write(self._preamble())
-            for _, tensor in self._tensors():
-                file.write(_as_bytes(tensor).numpy())
+    def write(self, folder: Path, staging: Path) -> None:
+        """Write the file to `folder`, where it appears once it is complete; until then it is in `staging`."""
+        save_file(dict(self._read()), staging / self.name, metadata={"format": "pt"})
+        os.replace(staging / self.name, folder / self.name)
 
     def is_written(self, folder: Path) -> bool:
         """Whether the file is there and holds exactly what `write` would write."""
-        path = folder / self.name
-        preamble = self._preamble()
-        if not path.is_file() or os.path.getsize(path) != len(preamble) + self.num_bytes:
+        if not (folder / self.name).is_file():
             return False
-        with open(path, "rb") as file:
-            if file.read(len(preamble)) != preamble:
-                return False
-        with _open(path) as written:
-            return all(
-                torch.equal(_as_bytes(written.get_tensor(name)), _as_bytes(tensor)) for name, tensor in self._tensors()
-            )
+        try:
+            with open_weights(folder / self.name) as written:
+                return {*written.keys()} == {*self.tensors} and all(
+                    _is_same(written.get_tensor(name), tensor) for name, tensor in self._read()
+                )
+        except ValueError:  # damaged
+            return False
 
-    def _preamble(self) -> bytes:
-        text = json.dumps({"__metadata__": {"format": "pt"}, **self.header}, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
-
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        with _open(self.source) as source:
-            for name, entry in self.header.items():
+    def _read(self) -> Iterator[tuple[str, torch.Tensor]]:
+        with open_weights(self.source) as source:
+            for name, dtype in self.tensors.items():
                 tensor = source.get_tensor(name)
-                if _NORM.search(name):
-                    tensor = self.resize_norm(name, tensor)
-                yield name, tensor.to(_DTYPES[entry["dtype"]])
+                if name in self.norm_rows:
+                    tensor = resize_norm(name, tensor, self.norm_rows[name])
+                tensor = tensor.to(dtype).contiguous()
+                check_finite(str(self.source), [(name, tensor)])
+                yield name, tensor
 
 
 def plan_shards(
-    weights: list[Path], resize_norm: ResizeNorm, torch_dtype: torch.dtype | None = None
+    weights: list[Path], config: ChameleonConfig, *, rows_per_head: bool, dtype: torch.dtype | None = None
 ) -> tuple[list[Shard], dict[str, Any] | None]:
     """
     Plan the files that a checkpoint is rewritten to, one for each of its own.
 
     Args:
         weights (`list[Path]`): The safetensors files, in order.
-        resize_norm (`Callable`): [`expand_norms`] or [`fold_norms`].
-        torch_dtype (`torch.dtype`, *optional*): Type to cast to; by default each tensor keeps its own.
+        config ([`~transformers.ChameleonConfig`]): What the weights have to fit.
+        rows_per_head (`bool`):
+            Whether to give the norms one row per head, or one per shard of training (`model_parallel_size`).
+        dtype (`torch.dtype`, *optional*): Type to cast to; by default each tensor keeps its own.
 
     Returns:
         `tuple[list[Shard], dict | None]`: The shards, without the weights of the VQ model, and the content of
         `model.safetensors.index.json`; None if there is but one file.
+
+    Raises:
+        `ValueError`: If a file cannot be read, or if the names, shapes or types are not those that are needed.
     """
-    headers = [(path, _plan_header(path, resize_norm, torch_dtype)) for path in weights]
-    headers = [(path, header) for path, header in headers if header]
-    if len(headers) == 1:
-        return [Shard("model.safetensors", *headers[0], resize_norm)], None
+    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
+    found, shards = {}, []
+    for path in weights:
+        tensors, norm_rows, num_bytes = {}, {}, 0
+        with open_weights(path) as source:
+            for name in sorted(name for name in source.keys() if not name.startswith(VQ_PREFIX)):
+                tensor = source.get_slice(name)
+                kind, shape = tensor.get_dtype(), tensor.get_shape()
+                if kind not in _DTYPES:
+                    raise ValueError(f"{name!r} in {str(path)!r} is of type {kind} but has to be one of {[*_DTYPES]}.")
+                if (norm := _NORM.search(name)) and len(shape) == 2 and shape[0]:
+                    rows = heads[norm[1]]
+                    norm_rows[name] = rows if rows_per_head else config.model_parallel_size
+                    if not rows_per_head:  # hours before it would fail
+                        resize_norm(name, source.get_tensor(name), config.model_parallel_size)
+                    # Fewer rows than heads are right as well.
+                    found[name] = (rows if rows % shape[0] == 0 else shape[0], shape[1])
+                    num_elements = norm_rows[name] * shape[1]
+                else:
+                    found[name] = tuple(shape)
+                    num_elements = torch.Size(shape).numel()
+                tensors[name] = dtype or _DTYPES[kind]
+                num_bytes += num_elements * tensors[name].itemsize
+        if tensors:
+            shards.append((path, tensors, norm_rows, num_bytes))
+    check_shapes(str(weights[0].parent), found, needed_shapes(config, found))
+    if len(shards) == 1:
+        return [Shard("model.safetensors", *shards[0])], None
     shards = [
-        Shard(f"model-{number:05d}-of-{len(headers):05d}.safetensors", path, header, resize_norm)
-        for number, (path, header) in enumerate(headers, start=1)
+        Shard(f"model-{number:05d}-of-{len(shards):05d}.safetensors", *shard)
+        for number, shard in enumerate(shards, start=1)
     ]
     index = {
         "metadata": {"total_size": sum(shard.num_bytes for shard in shards)},
-        "weight_map": {name: shard.name for shard in shards for name in shard.header},
+        "weight_map": {name: shard.name for shard in shards for name in shard.tensors},
     }
     return shards, index
 
 
-def _plan_header(path: Path, resize_norm: ResizeNorm, torch_dtype: torch.dtype | None) -> dict[str, dict[str, Any]]:
-    entries = []
-    with _open(path) as source:
-        for name in sorted(source.keys()):
-            if name.startswith("model.vqmodel."):
-                continue
-            tensor = source.get_slice(name)
-            dtype, shape = tensor.get_dtype(), tensor.get_shape()
-            if dtype not in _DTYPES:
-                raise ValueError(f"{name!r} in {str(path)!r} is of type {dtype} but has to be one of {[*_DTYPES]}.")
-            if _NORM.search(name):
-                shape = list(resize_norm(name, source.get_tensor(name)).shape)
-            entries.append((name, dtype if torch_dtype is None else _DTYPE_NAMES[torch_dtype], shape))
-    header, offset = {}, 0
-    # The format wants every tensor aligned to its type: widest types first.
-    for name, dtype, shape in sorted(entries, key=lambda entry: -_DTYPES[entry[1]].itemsize):
-        end = offset + math.prod(shape) * _DTYPES[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    return header
+def needed_shapes(config: ChameleonConfig, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of the weights that a transformer needs, of which tied ones need not be `found`."""
+    num_layers = len({layer[1] for name in found if (layer := _LAYER.match(name))})
+    if num_layers < config.num_hidden_layers:
+        raise ValueError(
+            f"`num_hidden_layers` is {config.num_hidden_layers} in the configuration but there are weights of"
+            f" {num_layers} layers."
+        )
+    with torch.device("meta"):
+        tensors = ChameleonForConditionalGeneration(config).state_dict()
+    if config.tie_word_embeddings and "lm_head.weight" not in found:
+        del tensors["lm_head.weight"]
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.startswith(VQ_PREFIX)}
 
 
-def _num_heads(norm_name: str, config: Mapping[str, Any]) -> int:
-    is_query = _NORM.search(norm_name)[1] == "q"
-    return config["num_attention_heads"] if is_query else config["num_key_value_heads"]
-
-
-def _open(path: Path) -> safe_open:
-    # Pages of a memory map stay in memory until the whole file is closed; bytes that are read go with their tensor.
-    return safe_open(path, framework="pt", backend="pread")
-
-
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().flatten().view(torch.uint8)
+def _is_same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    return torch.equal(first.flatten().view(torch.uint8), second.flatten().view(torch.uint8))

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import filecmp
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,13 @@ import torch
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .checkpoint import Shard, expand_norms, fold_norms, plan_shards
-from .files import FileSource, find_checkpoint, find_tokenizer, read_json, write_json
-from .layout import load_tokenizer, make_scheduler, write_pipeline_folder
+from ..files import files_in, move_files, read_json, staging_folder, write_json
+from ..lumina_mgpt.components import check_fit
+from ..lumina_mgpt.unirep import GRID_SIZE
+from ..repository import CARD_NAME, INDEX_NAME
+from .checkpoint import Shard, plan_shards
+from .files import FileSource, elsewhere, find_checkpoint, find_tokenizer
+from .layout import checked_config, load_tokenizer, make_scheduler, pipeline_config, write_pipeline_folder
 from .vqgan import load_vqvae, original_vqgan_files
 
 
@@ -36,7 +37,7 @@ def convert_original_to_diffusers(
     original_vqgan: str | os.PathLike,
     original_tokenizer: str | os.PathLike | None = None,
     base_size: int | None = None,
-    torch_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
     model: str = ".",
     **hub_kwargs: Any,
 ) -> Path:
@@ -50,8 +51,9 @@ def convert_original_to_diffusers(
         original_tokenizer (`str` or `os.PathLike`, *optional*):
             Folder or Hub id of the tokenizer; by default that of the checkpoint, else that of the model family.
         base_size (`int`, *optional*):
-            Side in pixels of the square image of the trained area; by default that of the scheduler.
-        torch_dtype (`torch.dtype`, *optional*): Type of the transformer's weights; by default they keep theirs.
+            Side in pixels of the square image of the trained area, a multiple of 32; by default what the checkpoint's
+            configuration or its name states, as released, else that of the scheduler, with a warning.
+        dtype (`torch.dtype`, *optional*): Type of the transformer's weights; by default they keep theirs.
         model (`str`, defaults to `"."`):
             How the model card refers to the pipeline: the id of the repository that it is for. A card that is already
             in the folder is kept.
@@ -61,25 +63,22 @@ def convert_original_to_diffusers(
         `Path`: The folder.
 
     Raises:
-        `FileExistsError`: If the folder holds another conversion.
+        `FileExistsError`: If the folder holds another conversion. It is not changed then.
+        `BlockingIOError`: If another process writes to the folder.
         `ValueError` or `OSError`: If a file is missing or is not what it should be.
     """
-    original = find_checkpoint(checkpoint, **hub_kwargs)
-    shards, index = plan_shards(original.weights, expand_norms(original.config), torch_dtype)
+    content, weights = find_checkpoint(checkpoint, **hub_kwargs)
     tokenizer = load_tokenizer(find_tokenizer(checkpoint, original_tokenizer, **hub_kwargs))
-    vqvae = load_vqvae(original_vqgan, **{k: v for k, v in hub_kwargs.items() if k != "revision"})
+    config = pipeline_config(content, tokenizer)
+    config.dtype = dtype or config.dtype
+    shards, index = plan_shards(weights, config, rows_per_head=True, dtype=dtype)
+    scheduler = make_scheduler(checkpoint, content, base_size)
+    vqvae = load_vqvae(original_vqgan, **elsewhere(hub_kwargs))
+    check_fit(tokenizer, config, vqvae, scheduler.config.resolution)
     output = Path(output)
-    with _staging_folder(output) as staging:
-        write_pipeline_folder(
-            staging,
-            original.config,
-            tokenizer,
-            vqvae=vqvae,
-            scheduler=make_scheduler(base_size),
-            torch_dtype=torch_dtype,
-            model=model,
-        )
-        _install(staging, output, shards, index, weights_folder="transformer", last="model_index.json")
+    with staging_folder(output) as staging:
+        write_pipeline_folder(staging, config, tokenizer, scheduler, vqvae, model)
+        _install(staging, output, shards, index, weights_folder="transformer", last=INDEX_NAME)
     return output
 
 
@@ -96,21 +95,28 @@ def convert_diffusers_to_original(pipeline: str | os.PathLike, output: str | os.
         `Path`: The folder.
 
     Raises:
-        `FileExistsError`: If the folder holds another conversion.
-        `ValueError` or `OSError`: If a file is missing, or if the weights have no original form, see [`fold_norms`].
+        `FileExistsError`: If the folder holds another conversion. It is not changed then.
+        `BlockingIOError`: If another process writes to the folder.
+        `ValueError` or `OSError`: If a file is missing, or if the weights have no original form, see [`resize_norm`].
     """
     accepted = "It takes a folder or a Hub id that `LuminaMGPTPipeline.save_pretrained` or the converter has written."
     files = FileSource(pipeline, "pipeline", accepted, **hub_kwargs)
-    config = read_json(files.require("transformer/config.json"))
-    weights = files.find_weights("transformer")
+    path = files.require("transformer/config.json")
+    config = read_json(path)
+    for key in ("rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"):
+        if key not in config:
+            raise ValueError(f"`{key}` is missing in {str(path)!r}. {accepted}")
+    transformer_config = checked_config(config)
+    weights = files.find_weights("transformer/")
     if not weights:
         raise files.missing("`transformer/model.safetensors` or `transformer/model.safetensors.index.json`")
-    shards, index = plan_shards(weights, fold_norms(config))
+    shards, index = plan_shards(weights, transformer_config, rows_per_head=False)
     files.require("tokenizer/tokenizer_config.json")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(files.require("tokenizer/tokenizer.json").parent)
+    tokenizer = load_tokenizer(files.require("tokenizer/tokenizer.json").parent)
     vqvae = load_vqvae(pipeline, **hub_kwargs)
+    check_fit(tokenizer, transformer_config, vqvae, config.get("base_size") or GRID_SIZE)
     output = Path(output)
-    with _staging_folder(output) as staging:
+    with staging_folder(output) as staging:
         write_json(staging / "config.json", original_config(config, tokenizer))
         write_json(staging / "generation_config.json", _generation_config(config))
         _write_original_tokenizer(staging, tokenizer)
@@ -167,61 +173,47 @@ def _write_original_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) 
     )
 
 
-@contextmanager
-def _staging_folder(output: Path) -> Iterator[Path]:
-    # In the output folder itself, because only within one file system can a file be moved atomically.
-    staging = output / ".incomplete"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging)
-
-
 def _install(
     staging: Path, output: Path, shards: list[Shard], index: dict[str, Any] | None, *, weights_folder: str, last: str
 ) -> None:
     """Write the shards and move all other files in place, the one named `last` at the end."""
-    from ..repository import CARD_NAME
-
     folder = output / weights_folder
     if index is not None:
         write_json(staging / weights_folder / "model.safetensors.index.json", index)
-    foreign = {path.name for path in folder.glob("model*.safetensors*")} - {shard.name for shard in shards}
-    foreign -= {path.name for path in (staging / weights_folder).iterdir()}
-    foreign = {name for name in foreign if not name.endswith(".incomplete")}
+    if (output / CARD_NAME).is_file():
+        (staging / CARD_NAME).unlink(missing_ok=True)
+
+    # 1. Refuse, before anything changes
+    ours = {shard.name for shard in shards} | {path.name for path in (staging / weights_folder).iterdir()}
+    foreign = sorted({path.name for path in folder.glob("model*.safetensors*")} - ours)
     if foreign:
         raise FileExistsError(
-            f"The output folder {str(output)!r} holds weights of another conversion ({sorted(foreign)[0]!r}). Remove"
-            " them or choose another folder."
+            f"The output folder {str(output)!r} holds weights of another conversion ({foreign[0]!r}). Remove them or"
+            " choose another folder."
         )
-    is_finished = (output / last).is_file()
+    written = {shard.name for shard in shards if shard.is_written(folder)}
+    if (output / last).is_file():
+        changed = [folder / shard.name for shard in shards if shard.name not in written]
+        changed += [output / path for path in files_in(staging) if not _is_equal(staging / path, output / path)]
+        for path in changed:
+            if path.is_file():
+                raise FileExistsError(
+                    f"The output folder {str(output)!r} is finished and made from something else:"
+                    f" {str(path.relative_to(output))!r} would change. Remove it or choose another folder."
+                )
+    for path in files_in(staging):
+        if _is_equal(staging / path, output / path):
+            (staging / path).unlink()
+
+    # 2. Write
     folder.mkdir(parents=True, exist_ok=True)
     for number, shard in enumerate(shards, start=1):
-        progress = f"[{number}/{len(shards)}] {shard.name} ({shard.num_bytes / 1e9:.2f} GB)"
-        if shard.is_written(folder):
-            logger.info(f"{progress}: already there")
-            continue
-        if is_finished and (folder / shard.name).exists():
-            raise _is_another(output, folder / shard.name)
-        shard.write(folder)
-        logger.info(f"{progress}: written")
-
-    paths = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
-    for path in sorted(paths, key=lambda path: path == Path(last)):
-        target = output / path
-        if target.is_file():
-            if path.name == CARD_NAME or filecmp.cmp(target, staging / path, shallow=False):
-                continue
-            if is_finished:
-                raise _is_another(output, target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staging / path, target)
+        if shard.name not in written:
+            shard.write(folder, staging)
+        state = "already there" if shard.name in written else "written"
+        logger.info(f"[{number}/{len(shards)}] {shard.name} ({shard.num_bytes / 1e9:.2f} GB): {state}")
+    move_files(staging, output, last=last)
 
 
-def _is_another(output: Path, path: Path) -> FileExistsError:
-    return FileExistsError(
-        f"The output folder {str(output)!r} is finished and made from something else:"
-        f" {str(path.relative_to(output))!r} would change. Remove it or choose another folder."
-    )
+def _is_equal(first: Path, second: Path) -> bool:
+    return second.is_file() and filecmp.cmp(first, second, shallow=False)

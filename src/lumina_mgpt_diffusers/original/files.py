@@ -7,18 +7,18 @@ Files are asked for one by one and by name, so that nothing but what is needed i
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
+from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError, safe_open
+
+from ..files import read_json
 
 
 TOKENIZER_REPOSITORY = "Alpha-VLLM/Lumina-mGPT-7B-768"
@@ -26,55 +26,74 @@ TOKENIZER_REPOSITORY = "Alpha-VLLM/Lumina-mGPT-7B-768"
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
-_REPOSITORIES = "the repositories `Alpha-VLLM/Lumina-mGPT-*` on the Hub"
+_RELEASED_NAME = re.compile(r"(?:models--.+--)?Lumina-mGPT-\d+B-(\d+)(?:-Omni)?")
 
 
 class FileSource:
     """
     A local folder or a repository on the Hub, from which files are asked for by name.
 
+    A repository is listed once. Where the Hub cannot be reached it is what the Hub's cache has of it.
+
     Args:
         source (`str` or `os.PathLike`): A folder or a Hub id such as `Alpha-VLLM/Lumina-mGPT-7B-768`.
         argument (`str`): Name of the argument that `source` was passed as, for error messages.
         accepted (`str`): What that argument accepts and where to get it, for error messages.
-        hub_kwargs: `cache_dir`, `revision`, `token`, `local_files_only` and `force_download`, as everywhere.
+        cache_dir, revision, token, local_files_only, force_download (*optional*): As everywhere for the Hub.
 
     Raises:
         `ValueError`: If `source` is neither a folder nor can be a Hub id.
     """
 
-    def __init__(self, source: str | os.PathLike, argument: str, accepted: str, **hub_kwargs: Any):
+    def __init__(
+        self,
+        source: str | os.PathLike,
+        argument: str,
+        accepted: str,
+        *,
+        cache_dir: str | os.PathLike | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> None:
         self.source = os.fspath(source)
         self.argument = argument
         self.accepted = accepted
-        self.hub_kwargs = hub_kwargs
-        self.folder = Path(self.source) if os.path.isdir(self.source) else None
-        self._unreachable: Exception | None = None
-        if self.folder is None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.source):
+        self._hub_kwargs = {"cache_dir": cache_dir, "revision": revision, "token": token}
+        self._force_download = force_download
+        self._place = "the folder"
+        self._unread: Exception | None = None
+        if os.path.isdir(self.source):
+            return
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.source):
             raise ValueError(f"`{argument}` is {self.source!r}, which is neither a folder nor a Hub id. {accepted}")
+        self._place = "the repository"
+        try:
+            if local_files_only:
+                raise ConnectionError("`local_files_only` is set.")
+            siblings = model_info(self.source, revision=revision, token=token, timeout=10).siblings
+            self._names = {file.rfilename for file in siblings or []}
+        except (HTTPError, OSError) as error:
+            self._unread = error
+            self._place = f"there is no such folder, the Hub was not read ({error}), and its local cache of"
 
     def find(self, *names: str) -> Path | None:
-        """
-        Path of the first of the named files that exists, downloaded if need be; None if none does.
+        """Path of the first of the named files that exists, downloaded if need be; None if none does."""
+        return next((path for path in map(self._find_one, names) if path is not None), None)
 
-        Raises:
-            `OSError`: If the repository cannot be read at all (it does not exist, is gated, …).
-        """
-        for name in names:
-            if self.folder is not None:
-                if (self.folder / name).is_file():
-                    return self.folder / name
-                continue
-            try:
-                return Path(hf_hub_download(self.source, name, **self.hub_kwargs))
-            except EntryNotFoundError as error:
-                self._unreachable = error if isinstance(error, LocalEntryNotFoundError) else self._unreachable
-            except (HFValidationError, OSError) as error:
-                raise OSError(
-                    f"`{self.argument}` is {self.source!r}, which is no folder here and could not be read from the"
-                    f" Hub: {error} {self.accepted}"
-                ) from error
-        return None
+    def _find_one(self, name: str) -> Path | None:
+        if self._place == "the folder":
+            path = Path(self.source, name)
+            return path if path.is_file() else None
+        if self._unread is not None:
+            path = try_to_load_from_cache(
+                self.source, name, self._hub_kwargs["cache_dir"], self._hub_kwargs["revision"]
+            )
+            return Path(path) if isinstance(path, str) else None
+        if name not in self._names:
+            return None
+        return Path(hf_hub_download(self.source, name, force_download=self._force_download, **self._hub_kwargs))
 
     def require(self, *names: str) -> Path:
         """Like `find`, but a missing file is an `OSError` that says where to get it."""
@@ -85,11 +104,8 @@ class FileSource:
 
     def missing(self, what: str) -> OSError:
         """The error for something that is not there."""
-        place = "the folder" if self.folder is not None else "the repository"
-        if self._unreachable is not None:
-            place = "the local cache (the Hub was not reached) of the repository"
-        error = FileNotFoundError(f"`{self.argument}`: {place} {self.source!r} has no {what}. {self.accepted}")
-        error.__cause__ = self._unreachable
+        error = FileNotFoundError(f"`{self.argument}`: {self._place} {self.source!r} has no {what}. {self.accepted}")
+        error.__cause__ = self._unread
         return error
 
     def find_weights(
@@ -99,39 +115,33 @@ class FileSource:
         The safetensors files of a model, in the order of its index; empty if there are none.
 
         Args:
-            subfolder (`str`): Where in the source they lie.
+            subfolder (`str`): Where in the source they lie, with a slash at the end.
             stem (`str`): `model` for transformers' names, `diffusion_pytorch_model` for diffusers'.
             prefixes (`str` or `tuple[str, ...]`): Only the shards of an index with a tensor whose name starts so.
         """
-        folder = f"{subfolder}/" if subfolder else ""
-        single = self.find(f"{folder}{stem}.safetensors")
+        single = self.find(f"{subfolder}{stem}.safetensors")
         if single is not None:
             return [single]
-        index = self.find(f"{folder}{stem}.safetensors.index.json")
+        index = self.find(f"{subfolder}{stem}.safetensors.index.json")
         if index is None:
             return []
-        weight_map = read_json(index)["weight_map"]
-        names = sorted({shard for tensor, shard in weight_map.items() if tensor.startswith(prefixes)})
-        return [self.require(folder + name) for name in names]
+        names = sorted({shard for tensor, shard in read_weight_map(index).items() if tensor.startswith(prefixes)})
+        return [self.require(subfolder + name) for name in names]
 
 
-@dataclass(frozen=True)
-class OriginalCheckpoint:
-    """
-    The files of an original transformer checkpoint.
-
-    Args:
-        config (`dict`): Content of `config.json`.
-        weights (`list[Path]`): `model.safetensors` or the shards, in order; empty if they were not asked for.
-    """
-
-    config: dict[str, Any]
-    weights: list[Path]
+def read_weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index of weights has it. Raises a `ValueError` if it is malformed."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) and re.fullmatch(r"[\w.-]+", shard) for shard in weight_map.values()
+    ):
+        raise ValueError(f"`weight_map` in {str(index)!r} has to give the name of a file for each tensor.")
+    return weight_map
 
 
 def find_checkpoint(
     checkpoint: str | os.PathLike, *, need_weights: bool = True, **hub_kwargs: Any
-) -> OriginalCheckpoint:
+) -> tuple[dict[str, Any], list[Path]]:
     """
     Locate the transformer of an original checkpoint.
 
@@ -141,26 +151,27 @@ def find_checkpoint(
         hub_kwargs: `cache_dir`, `revision`, `token`, `local_files_only`, `force_download`.
 
     Returns:
-        [`OriginalCheckpoint`]
+        `tuple[dict, list[Path]]`: The content of `config.json`, and the files of the weights, shard by shard.
 
     Raises:
         `ValueError` or `OSError`: If `checkpoint` is not such a thing, naming the file that is missing.
     """
     accepted = (
         "An original Lumina-mGPT checkpoint has `config.json` and `model.safetensors`, or"
-        f" `model.safetensors.index.json` and its shards, as {_REPOSITORIES} have them."
+        " `model.safetensors.index.json` and its shards, as the repositories `Alpha-VLLM/Lumina-mGPT-*` on the Hub"
+        " have them."
     )
     files = FileSource(checkpoint, "checkpoint", accepted, **hub_kwargs)
-    config = read_json(files.require("config.json"))
+    path = files.require("config.json")
+    config = read_json(path)
     if config.get("model_type") != "chameleon":
         raise ValueError(
-            f"`checkpoint` is {files.source!r}, whose `config.json` says `model_type` {config.get('model_type')!r}"
-            f" but it has to be 'chameleon'. {accepted}"
+            f"`model_type` in {str(path)!r} has to be 'chameleon' but is {config.get('model_type')!r}. {accepted}"
         )
     weights = files.find_weights() if need_weights else []
     if need_weights and not weights:
         raise files.missing("`model.safetensors` or `model.safetensors.index.json`")
-    return OriginalCheckpoint(config, weights)
+    return config, weights
 
 
 def find_tokenizer(
@@ -186,13 +197,18 @@ def find_tokenizer(
     )
     sources = [original_tokenizer] if original_tokenizer is not None else [checkpoint, TOKENIZER_REPOSITORY]
     for source in sources:
-        # A revision is one of the checkpoint's repository; in another repository it means nothing.
-        kwargs = hub_kwargs if source is checkpoint else {k: v for k, v in hub_kwargs.items() if k != "revision"}
-        files = FileSource(source, "original_tokenizer", accepted, **kwargs)
+        files = FileSource(
+            source, "original_tokenizer", accepted, **(hub_kwargs if source is checkpoint else elsewhere(hub_kwargs))
+        )
         found = [files.find(name) for name in TOKENIZER_FILES]
         if found[0] is not None:
             return found[0].parent
     raise files.missing(f"`{TOKENIZER_FILES[0]}`")
+
+
+def elsewhere(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments for another repository, in which a revision of the checkpoint's means nothing."""
+    return {name: value for name, value in hub_kwargs.items() if name != "revision"}
 
 
 def base_size_from_name(name: str | os.PathLike) -> int | None:
@@ -205,7 +221,7 @@ def base_size_from_name(name: str | os.PathLike) -> int | None:
             (`…/models--Alpha-VLLM--Lumina-mGPT-7B-768/snapshots/<commit>`).
 
     Returns:
-        `int` or None: 512, 768 or 1024; None if the name does not say.
+        `int` or None: In pixels; None if the name is not formed like `Lumina-mGPT-7B-768` or `…-768-Omni`.
 
     Example:
 
@@ -216,33 +232,16 @@ def base_size_from_name(name: str | os.PathLike) -> int | None:
     """
     path = Path(os.path.abspath(name))
     repositories = [part for part in path.parts if part.startswith("models--")]
-    stated = re.search(r"(?<![A-Za-z0-9])(512|768|1024)(?![A-Za-z0-9])", (repositories or [path.name])[-1])
+    stated = _RELEASED_NAME.fullmatch((repositories or [path.name])[-1])
     return int(stated[1]) if stated else None
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears under its name only once it is complete."""
-    temporary = Path(f"{os.fspath(path)}.incomplete")
+def open_weights(path: Path) -> Iterator[safe_open]:
+    """Open a safetensors file. A damaged one is a `ValueError` that names it."""
     try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def tensor_names(path: str | os.PathLike) -> list[str]:
-    """Names of the tensors in a safetensors file."""
-    with safe_open(path, framework="pt") as tensors:
-        return list(tensors.keys())
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Content of a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Write a JSON file the way transformers and diffusers do, with sorted keys."""
-    Path(path).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        # Pages of a memory map stay in memory until the file is closed; bytes that are read go with their tensor.
+        with safe_open(path, framework="pt", backend="pread") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} cannot be read as safetensors: {error}") from error

@@ -7,27 +7,32 @@ What is written depends on the originals alone: twice the same conversion gives 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers
 import torch
 from diffusers import VQModel
+from diffusers.utils import logging
 from transformers import ChameleonConfig, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .files import base_size_from_name, find_checkpoint, find_tokenizer, tensor_names, write_json
+from ..files import read_json, write_json
+from ..lumina_mgpt.components import states_base_size
+from ..lumina_mgpt.prompts import CHAT_TEMPLATE
+from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
+from ..lumina_mgpt.unirep import END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN, START_TOKEN, size_tag_token
+from ..lumina_mgpt.weight_checks import check_config
+from ..repository import finish_folder
+from .files import TOKENIZER_FILES, base_size_from_name, elsewhere, find_checkpoint, find_tokenizer, open_weights
 from .vqgan import ACCEPTED, load_vqvae
 
 
-# The pipelines import this module to load original checkpoints, so what it needs of them is imported in functions.
-if TYPE_CHECKING:
-    from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
+logger = logging.get_logger(__name__)
 
 MODEL_INDEX = {
     "_class_name": "LuminaMGPTPipeline",
@@ -40,42 +45,31 @@ MODEL_INDEX = {
 
 
 def write_pipeline_folder(
-    folder: str | os.PathLike,
-    config: dict[str, Any],
+    folder: Path,
+    config: ChameleonConfig,
     tokenizer: PreTrainedTokenizerBase,
-    *,
+    scheduler: LuminaMGPTScheduler,
     vqvae: VQModel | None,
-    scheduler: LuminaMGPTScheduler | None,
-    torch_dtype: torch.dtype | None = None,
     model: str = ".",
 ) -> None:
     """
     Write everything of a pipeline but the transformer's weights.
 
     Args:
-        folder (`str` or `os.PathLike`): Where to write; it is created.
-        config (`dict`): Content of the original `config.json`.
+        folder (`Path`): Where to write; it is created.
+        config ([`~transformers.ChameleonConfig`]): From [`pipeline_config`].
         tokenizer ([`PreTrainedTokenizerBase`]): From [`load_tokenizer`].
+        scheduler ([`LuminaMGPTScheduler`]): The sampler, which states the base size.
         vqvae ([`VQModel`], *optional*): Not written if None.
-        scheduler ([`LuminaMGPTScheduler`], *optional*): Not written if None.
-        torch_dtype (`torch.dtype`, *optional*): Type that the transformer's weights are converted to, if they are.
         model (`str`, defaults to `"."`): How the model card refers to the pipeline.
     """
-    from ..repository import finish_folder
-
-    folder = Path(folder)
-    transformer_config = pipeline_config(config, tokenizer)
-    if torch_dtype is not None:
-        transformer_config.dtype = torch_dtype
-    transformer_config.save_pretrained(folder / "transformer")
-    ids = {name: getattr(transformer_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config.save_pretrained(folder / "transformer")
+    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     GenerationConfig(**ids).save_pretrained(folder / "transformer")
-
     tokenizer.save_pretrained(folder / "tokenizer")
+    scheduler.save_pretrained(folder / "scheduler")
     if vqvae is not None:
         vqvae.save_pretrained(folder / "vqvae")
-    if scheduler is not None:
-        scheduler.save_pretrained(folder / "scheduler")
     write_json(folder / "model_index.json", MODEL_INDEX)
     finish_folder(folder, model=model)
 
@@ -106,10 +100,9 @@ def original_as_diffusers(
         original_tokenizer (`str` or `os.PathLike`, *optional*):
             Folder or Hub id of the tokenizer; by default that of the checkpoint, else that of the model family.
         base_size (`int`, *optional*):
-            Side in pixels of the square image of the trained area; by default from the name of the checkpoint, else
-            the default of the scheduler.
+            Side in pixels of the square image of the trained area, see [`make_scheduler`].
         tokenizer, transformer, vqvae, scheduler (*optional*):
-            Components that the caller already has: nothing is written for them and none of their files is looked for.
+            Components that the caller already has: none of their files is looked for.
         hub_kwargs: `cache_dir`, `revision` (of `checkpoint`), `token`, `local_files_only`, `force_download`.
 
     Yields:
@@ -119,26 +112,27 @@ def original_as_diffusers(
 
     ```py
     >>> with original_as_diffusers("Alpha-VLLM/Lumina-mGPT-7B-768", original_vqgan="chameleon/tokenizer") as folder:
-    ...     pipe = LuminaMGPTPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    ...     pipe = LuminaMGPTPipeline.from_pretrained(folder, dtype=torch.bfloat16)
     ```
     """
     if vqvae is None and original_vqgan is None:
         raise ValueError(
             f"`checkpoint` {os.fspath(checkpoint)!r} holds no VQ model: pass `original_vqgan`. {ACCEPTED}"
         )
-    original = find_checkpoint(checkpoint, need_weights=transformer is None, **hub_kwargs)
+    config, weights = find_checkpoint(checkpoint, need_weights=transformer is None, **hub_kwargs)
     if tokenizer is None:
         tokenizer = load_tokenizer(find_tokenizer(checkpoint, original_tokenizer, **hub_kwargs))
-    vqgan_kwargs = {k: v for k, v in hub_kwargs.items() if k != "revision"}
+    if scheduler is not None and states_base_size(scheduler):
+        base_size = scheduler.config.resolution
     with TemporaryDirectory(prefix="lumina-mgpt-") as folder:
         write_pipeline_folder(
-            folder,
-            original.config,
+            Path(folder),
+            pipeline_config(config, tokenizer),
             tokenizer,
-            vqvae=load_vqvae(original_vqgan, **vqgan_kwargs) if vqvae is None else None,
-            scheduler=make_scheduler(base_size or base_size_from_name(checkpoint)) if scheduler is None else None,
+            make_scheduler(checkpoint, config, base_size),
+            load_vqvae(original_vqgan, **elsewhere(hub_kwargs)) if vqvae is None else None,
         )
-        _link_weights(original.weights, Path(folder) / "transformer")
+        _link_weights(weights, Path(folder) / "transformer")
         yield folder
 
 
@@ -151,23 +145,48 @@ def load_tokenizer(folder: str | os.PathLike) -> PreTrainedTokenizerFast:
 
     Returns:
         [`PreTrainedTokenizerFast`]: It tokenizes as the original does.
-    """
-    from ..lumina_mgpt.prompts import CHAT_TEMPLATE
-    from ..lumina_mgpt.unirep import SEPARATOR_TOKEN
 
-    # The files name the Llama tokenizer, whose classes would install a pre-tokenizer of their own.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(
-        folder, bos_token="<s>", eos_token=SEPARATOR_TOKEN, pad_token="<pad>"
-    )
+    Raises:
+        `ValueError`: If a file is malformed, naming it.
+    """
+    for name in TOKENIZER_FILES:
+        if (path := Path(folder, name)).is_file():
+            read_json(path)
+    try:
+        # The files name the Llama tokenizer, whose classes would install a pre-tokenizer of their own.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            folder, bos_token="<s>", eos_token=SEPARATOR_TOKEN, pad_token="<pad>"
+        )
+    except Exception as error:  # that of the tokenizers library has no other type
+        raise ValueError(f"The files of the tokenizer in {os.fspath(folder)!r} cannot be read: {error}") from error
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def make_scheduler(base_size: int | None) -> LuminaMGPTScheduler:
-    """The scheduler for a base size, the scheduler's own default if that is None."""
-    from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
+def make_scheduler(
+    checkpoint: str | os.PathLike, config: dict[str, Any], base_size: int | None
+) -> LuminaMGPTScheduler:
+    """
+    The scheduler of a checkpoint.
 
-    return LuminaMGPTScheduler() if base_size is None else LuminaMGPTScheduler(resolution=base_size)
+    Args:
+        checkpoint (`str` or `os.PathLike`): Its folder or Hub id, which may state the base size.
+        config (`dict`): Content of its `config.json`, which may state it as well.
+        base_size (`int`, *optional*): The base size, if it is known.
+
+    Returns:
+        [`LuminaMGPTScheduler`]: Of the default base size, with a warning, if nothing states another.
+    """
+    base_size = base_size or config.get("base_size") or base_size_from_name(checkpoint)
+    if base_size is not None:
+        return LuminaMGPTScheduler(resolution=base_size)
+    scheduler = LuminaMGPTScheduler()
+    logger.warning(
+        f"Neither the name nor the configuration of {os.fspath(checkpoint)!r} states the base size:"
+        f" {scheduler.config.resolution} is taken. If it was trained at another, pass"
+        " `scheduler=LuminaMGPTScheduler(resolution=…)`, or `base_size` to a conversion."
+    )
+    return scheduler
 
 
 def pipeline_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> ChameleonConfig:
@@ -182,12 +201,12 @@ def pipeline_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
         [`ChameleonConfig`]: With those names of `vocabulary_map` that are needed where there is no tokenizer.
 
     Raises:
-        `ValueError`: If the tokenizer is not that of the checkpoint.
+        `ValueError`: If a value cannot be, or if the tokenizer is not that of the checkpoint.
     """
-    from ..lumina_mgpt.unirep import END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN, START_TOKEN, size_tag_token
-
     vocabulary = tokenizer.get_vocab()
     original_vocabulary = config.get("vocabulary_map") or {}
+    if not isinstance(original_vocabulary, dict):
+        raise ValueError("`vocabulary_map` in the `config.json` of the checkpoint has to be an object.")
     wrong = [name for name, id in original_vocabulary.items() if vocabulary.get(name, id) != id]
     if wrong:
         raise ValueError(
@@ -195,8 +214,12 @@ def pipeline_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
             f" {original_vocabulary[wrong[0]]} in the `vocabulary_map` of `config.json`. Pass the right one as"
             " `original_tokenizer`."
         )
-    needed = {START_TOKEN, END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN, "<image>", *map(size_tag_token, range(200))}
-    return ChameleonConfig.from_dict(
+    control = (START_TOKEN, END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN)
+    missing = [name for name in ("<s>", "<pad>", *control) if name not in vocabulary]
+    if missing:
+        raise ValueError(f"The tokenizer is not that of a Lumina-mGPT checkpoint: it has no {missing[0]!r}.")
+    needed = {*control, "<image>", *map(size_tag_token, range(200))}
+    return checked_config(
         {
             **config,
             "architectures": ["ChameleonForConditionalGeneration"],
@@ -213,6 +236,16 @@ def pipeline_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
     )
 
 
+def checked_config(content: dict[str, Any]) -> ChameleonConfig:
+    """The configuration that a `config.json` holds. Raises a `ValueError` that names the value that cannot be."""
+    try:
+        config = ChameleonConfig.from_dict(content)
+        check_config(config)
+    except Exception as error:  # the checks of transformers have no common type
+        raise ValueError(f"The `config.json` of the transformer cannot be used: {error}") from error
+    return config
+
+
 def _link_weights(weights: list[Path], folder: Path) -> None:
     """Put an index and links to the shards into `folder`."""
     weight_map = {}
@@ -223,6 +256,6 @@ def _link_weights(weights: list[Path], folder: Path) -> None:
             (folder / name).symlink_to(target)
         except OSError:  # Windows without the privilege: an absolute path in the index also works
             name = str(target)
-        weight_map.update(dict.fromkeys(tensor_names(path), name))
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        with open_weights(path) as tensors:
+            weight_map.update(dict.fromkeys(tensors.keys(), name))
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 import yaml
 from diffusers import VQModel
-from safetensors import safe_open
 
-from .files import FileSource, read_json
+from ..files import read_json
+from ..lumina_mgpt.weight_checks import check_finite, check_nothing_is_wrong, check_shapes
+from .checkpoint import VQ_PREFIX
+from .files import FileSource, open_weights
 
 
 ACCEPTED = (
@@ -30,8 +32,6 @@ ACCEPTED = (
     " download (`tokenizer/`) and with the Hub repositories `Alpha-VLLM/Chameleon_7B_mGPT` (`original_tokenizers/`),"
     " `GAIR/Anole-7b-v0.1` (`tokenizer/`) and `leloy/Anole-7b-v0.1-vqvae-hf`."
 )
-
-_TRANSFORMERS_PREFIX = "model.vqmodel."
 
 _ATTENTION = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
 
@@ -51,7 +51,7 @@ _RENAMES = [
 ]
 
 
-def load_vqvae(source: str | os.PathLike, *, torch_dtype: torch.dtype | None = None, **hub_kwargs: Any) -> VQModel:
+def load_vqvae(source: str | os.PathLike, *, dtype: torch.dtype = torch.float32, **hub_kwargs: Any) -> VQModel:
     """
     Load the VQ model from any of the forms it is distributed in.
 
@@ -60,7 +60,7 @@ def load_vqvae(source: str | os.PathLike, *, torch_dtype: torch.dtype | None = N
             A folder or a Hub id with `vqgan.ckpt` and `vqgan.yaml` (at the top, in `tokenizer/` or in
             `original_tokenizers/`); a path to a `vqgan.ckpt` with the `vqgan.yaml` beside it; a diffusers `VQModel`; a
             diffusers pipeline with one; or weights named as in transformers' `ChameleonVQVAE`, with the decoder.
-        torch_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Type of the weights.
+        dtype (`torch.dtype`, defaults to `torch.float32`): Type of the weights.
         hub_kwargs: `cache_dir`, `revision`, `token`, `local_files_only`, `force_download`.
 
     Returns:
@@ -77,7 +77,6 @@ def load_vqvae(source: str | os.PathLike, *, torch_dtype: torch.dtype | None = N
     >>> pixels = vqvae.decode(codes, force_not_quantize=True, shape=(1, rows, columns, 256)).sample
     ```
     """
-    dtype = torch_dtype or torch.float32
     if os.path.isfile(source):
         path = Path(source)
         yaml_path = path.with_name("vqgan.yaml")
@@ -101,7 +100,7 @@ def load_vqvae(source: str | os.PathLike, *, torch_dtype: torch.dtype | None = N
             )
             if weights is None:
                 raise files.missing(f"`{folder}diffusion_pytorch_model.safetensors`")
-            return VQModel.from_pretrained(path.parent, torch_dtype=dtype)
+            return _from_diffusers(path.parent, dtype)
 
     return _from_transformers(files, dtype)
 
@@ -158,7 +157,7 @@ def original_vqgan_files(vqvae: VQModel) -> dict[str, bytes]:
 def _from_original(path: Path, yaml_path: Path, dtype: torch.dtype) -> VQModel:
     try:
         config = _config_from_yaml(yaml.safe_load(yaml_path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(
             f"`original_vqgan`: {str(yaml_path)!r} is not the configuration of a VQGAN ({error!r}). {ACCEPTED}"
         ) from error
@@ -166,22 +165,29 @@ def _from_original(path: Path, yaml_path: Path, dtype: torch.dtype) -> VQModel:
     return _build(config, state_dict, path, dtype)
 
 
+def _from_diffusers(folder: Path, dtype: torch.dtype) -> VQModel:
+    vqvae, info = VQModel.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    check_nothing_is_wrong(str(folder), *(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")))
+    check_finite(str(folder), vqvae.state_dict().items())
+    return vqvae.eval()
+
+
 def _from_transformers(files: FileSource, dtype: torch.dtype) -> VQModel:
     # Of a whole Chameleon checkpoint only the shards with the VQ model are of interest.
-    paths = files.find_weights(prefixes=(_TRANSFORMERS_PREFIX, "encoder.", "decoder.", "quant", "post_quant_conv."))
+    paths = files.find_weights(prefixes=(VQ_PREFIX, "encoder.", "decoder.", "quant", "post_quant_conv."))
     if paths:
         state_dict = {}
         for path in paths:
-            with safe_open(path, framework="pt") as tensors:
+            with open_weights(path) as tensors:
                 names = list(tensors.keys())
-                wanted = [name for name in names if name.startswith(_TRANSFORMERS_PREFIX)] or names
+                wanted = [name for name in names if name.startswith(VQ_PREFIX)] or names
                 state_dict.update({name: tensors.get_tensor(name) for name in wanted})
     else:
         path = files.find("pytorch_model.bin", "model.bin")
         if path is None:
             raise files.missing("VQ model in any known form")
         state_dict = _read_pickle(path)
-    state_dict = {name.removeprefix(_TRANSFORMERS_PREFIX): tensor for name, tensor in state_dict.items()}
+    state_dict = {name.removeprefix(VQ_PREFIX): tensor for name, tensor in state_dict.items()}
     try:
         config = _config_from_shapes(state_dict)
     except KeyError as error:
@@ -259,28 +265,20 @@ def _config(*, block_out_channels: list[int], **config: Any) -> dict[str, Any]:
 
 
 def _build(config: dict[str, Any], original: dict[str, torch.Tensor], path: Path, dtype: torch.dtype) -> VQModel:
-    with torch.device("meta"):
-        vqvae = VQModel(**config)
-    expected = vqvae.state_dict()
-    original_names = {name: _original_name(name, len(config["block_out_channels"])) for name in expected}
-    missing = sorted(set(original_names.values()) - original.keys())
-    unexpected = sorted(original.keys() - set(original_names.values()))
-    if missing or unexpected:
-        raise ValueError(
-            f"`original_vqgan`: the weights in {str(path)!r} are not those of the VQ model: {len(missing)} tensors are"
-            f" missing {missing[:3]} and {len(unexpected)} are unexpected {unexpected[:3]}. {ACCEPTED}"
-        )
-    state_dict = {}
-    for name, original_name in original_names.items():
-        tensor = original[original_name]
-        if _ATTENTION.search(original_name):
-            tensor = tensor.flatten(1)
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"`original_vqgan`: {original_name!r} in {str(path)!r} is of shape"
-                f" {tuple(original[original_name].shape)} but {tuple(expected[name].shape)} is configured. {ACCEPTED}"
-            )
-        state_dict[name] = tensor.to(dtype, copy=True)
+    try:
+        with torch.device("meta"):
+            vqvae = VQModel(**config)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"`original_vqgan`: no VQ model can be configured as for {str(path)!r}: {error}") from error
+    original_names = {name: _original_name(name, len(config["block_out_channels"])) for name in vqvae.state_dict()}
+    original = {name: t.flatten(1) if _ATTENTION.search(name) else t for name, t in original.items()}
+    check_shapes(
+        str(path),
+        {name: tuple(tensor.shape) for name, tensor in original.items()},
+        {original_names[name]: tuple(tensor.shape) for name, tensor in vqvae.state_dict().items()},
+    )
+    check_finite(str(path), original.items())
+    state_dict = {name: original[original_names[name]].to(dtype, copy=True) for name in original_names}
     vqvae.load_state_dict(state_dict, assign=True)
     return vqvae.eval()
 

@@ -1,0 +1,94 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Whether the components of a pipeline fit each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import VQModel
+from diffusers.utils import logging
+from safetensors import safe_open
+from transformers import ChameleonConfig, PreTrainedTokenizerBase
+
+from .scheduling_lumina_mgpt import LuminaMGPTScheduler
+from .unirep import GRID_SIZE, ImageVocabulary, code_token, trained_sizes
+from .weight_checks import check_shapes
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_fit(tokenizer: PreTrainedTokenizerBase, config: ChameleonConfig, vqvae: VQModel, resolution: int) -> None:
+    """
+    Check that the components mean the same by the same ids and codes.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Names the tokens of codes and sizes.
+        config ([`~transformers.ChameleonConfig`]): Configuration of the transformer, which has a `vocab_size`.
+        vqvae ([`VQModel`]): Has a number of codes.
+        resolution (`int`): Base size in pixels.
+
+    Raises:
+        `ValueError`: If they do not fit, saying in what.
+    """
+    num_codes, vocab_size = vqvae.config.num_vq_embeddings, config.vocab_size
+    vocabulary = ImageVocabulary.from_tokenizer(tokenizer, num_codes)
+    if tokenizer.convert_tokens_to_ids(code_token(num_codes)) not in (None, tokenizer.unk_token_id):
+        raise ValueError(
+            f"The `tokenizer` has tokens of more codes than the {num_codes} (`num_vq_embeddings`) of the `vqvae`."
+        )
+    needed = max(map(max, trained_sizes(resolution))) // GRID_SIZE
+    if len(vocabulary.size_tag_ids) < needed:
+        raise ValueError(
+            f"The `tokenizer` has size tags up to {vocabulary.max_side} pixels, but the sizes of the base size"
+            f" {resolution} need {needed * GRID_SIZE}."
+        )
+    control = (vocabulary.start_id, vocabulary.end_id, vocabulary.row_end_id, vocabulary.separator_id)
+    ids = [*vocabulary.code_ids.tolist(), *vocabulary.size_tag_ids, *control]
+    if len(set(ids)) < len(ids):
+        raise ValueError("In the `tokenizer` several tokens of codes, sizes or control have the same id.")
+    # Special tokens are never made of text: those that were added for other programs do no harm.
+    special = set(tokenizer.all_special_tokens)
+    beyond = [name for name, id in tokenizer.get_vocab().items() if id >= vocab_size and name not in special]
+    if beyond or max(ids) >= vocab_size:
+        raise ValueError(
+            f"The `tokenizer` has ids beyond the `vocab_size` {vocab_size} of the `transformer`, such as that of"
+            f" {(beyond or ['the image tokens'])[0]!r}."
+        )
+
+
+def check_loaded_vqvae(vqvae: VQModel) -> None:
+    """
+    Raise a `ValueError` if the folder that the VQ model was loaded from does not hold just its weights.
+
+    diffusers leaves weights that are missing without values, and says so in its log only.
+    """
+    folder = Path(vqvae.config.get("_name_or_path") or "")
+    found = {}
+    for path in folder.glob("diffusion_pytorch_model*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+    if found:
+        with torch.device("meta"):
+            expected = VQModel.from_config(vqvae.config).state_dict()
+        check_shapes(str(folder), found, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+
+
+def states_base_size(scheduler: LuminaMGPTScheduler) -> bool:
+    """Whether the base size was given to a scheduler, rather than left at its default."""
+    return "resolution" not in scheduler.config.get("_use_default_values", ())
+
+
+def with_base_size(scheduler: LuminaMGPTScheduler, config: ChameleonConfig) -> LuminaMGPTScheduler:
+    """The scheduler, with the base size of the transformer if it states none. One that is a guess is said."""
+    if states_base_size(scheduler):
+        return scheduler
+    base_size = getattr(config, "base_size", None)
+    if base_size is None:
+        logger.warning_once(
+            f"Neither the scheduler nor the transformer states the base size: {scheduler.config.resolution} is taken."
+            " If the checkpoint was trained at another, pass `scheduler=LuminaMGPTScheduler(resolution=…)`."
+        )
+        return scheduler
+    return type(scheduler).from_config(scheduler.config, resolution=base_size)
