@@ -272,9 +272,7 @@ class Engine:
         while len(self._unread) > lag:
             self._read_oldest()
 
-    def _commit_codes(
-        self, logits: torch.Tensor, positions: torch.LongTensor, is_finite: torch.BoolTensor
-    ) -> None:
+    def _commit_codes(self, logits: torch.Tensor, positions: torch.LongTensor, is_finite: torch.BoolTensor) -> None:
         batch, images = self._batch, self._image_index
         window = self._open(positions[images])
         conditional = logits[self._conditional]

@@ -2,9 +2,9 @@
 """
 Gumbel noise that belongs to a place: a function of a key, the place and the code, and of nothing else.
 
-It is a counter-based generator (compare Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): splitmix64
-makes two 32-bit words of key and place, two rounds of multiply and xor-shift make 23 bits of them and the code. All in
-integers, which are the same on every device; only the two logarithms round as the device does.
+It is a counter-based generator (compare Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011):
+splitmix64 makes two 32-bit words of key and place, two rounds of multiply and xor-shift make 23 bits of them and the
+code. All in integers, which are the same on every device; only the two logarithms round as the device does.
 """
 
 from __future__ import annotations

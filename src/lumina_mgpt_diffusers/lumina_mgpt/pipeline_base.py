@@ -232,8 +232,7 @@ class LuminaMGPTBasePipeline(
         if not isinstance(codes, list):
             return self.image_processor.postprocess(self.decode_codes(codes), output_type=output_type)
         return [
-            self.image_processor.postprocess(self.decode_codes(one[None]), output_type=output_type)[0]
-            for one in codes
+            self.image_processor.postprocess(self.decode_codes(one[None]), output_type=output_type)[0] for one in codes
         ]
 
     @torch.no_grad()
@@ -262,6 +261,7 @@ def start_generator(generator: torch.Generator | list[torch.Generator] | None, n
         generator = torch.Generator()
         generator.seed()  # the global random state stays as it is
     return generator if isinstance(generator, list) else [generator] * number
+
 
 def check_kind(name: str, component: object) -> None:
     """Raise a `ValueError` that names a component if it is of another kind than the pipelines need."""

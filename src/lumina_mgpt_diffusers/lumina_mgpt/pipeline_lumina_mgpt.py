@@ -217,8 +217,8 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             prompt (`str` or `list[str]`, *optional*):
                 The prompt or prompts. Not needed with `prompt_token_ids`.
             negative_prompt (`str` or `list[str]`, *optional*):
-                What to guide away from. By default the unconditional branch sees the image alone, as in training, which
-                is another thing than the prompt `""`. Ignored where guidance is off.
+                What to guide away from. By default the unconditional branch sees the image alone, as in training,
+                which is another thing than the prompt `""`. Ignored where guidance is off.
             height (`int` or `list[int]`, *optional*), width (`int` or `list[int]`, *optional*):
                 Size of the images in pixels, multiples of 32; a list holds one for each prompt. By default that of
                 `latents`, else the scheduler's `resolution`. The size is forced; sizes the model was not trained on

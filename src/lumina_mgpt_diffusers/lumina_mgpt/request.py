@@ -99,7 +99,7 @@ class Request:
         max_new_tokens (`int`, *optional*): Most tokens of the answer.
         cache ([`SlotCache`], *optional*), num_cached (`int`, defaults to 0):
             One row with keys and values of the first `num_cached` tokens of the context.
-        keep_cache (`bool`, defaults to `False`): Whether the row of the KV cache is wanted when the answer is finished.
+        keep_cache (`bool`, defaults to `False`): Whether the row of the KV cache is wanted when all is finished.
         needs_log_probs (`bool`, defaults to `False`): Whether the log-probabilities of the codes are wanted.
     """
 

@@ -70,9 +70,7 @@ class SamplerSettings:
     def for_text(self) -> SamplerSettings:
         """The settings of text, which is neither guided nor cut by probability."""
         temperature = 0.0 if self.text_top_k == 1 else self.text_temperature
-        return replace(
-            self, guidance_scale=1.0, temperature=temperature, top_k=self.text_top_k, top_p=1.0, min_p=0.0
-        )
+        return replace(self, guidance_scale=1.0, temperature=temperature, top_k=self.text_top_k, top_p=1.0, min_p=0.0)
 
 
 class SamplingPlaces:
@@ -227,6 +225,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             `ValueError`: If one is out of its range.
         """
+
         def of(name: str) -> float | None:
             return self.config[name] if overrides.get(name) is None else overrides[name]
 
@@ -243,9 +242,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
 
     # The rule
 
-    def guide(
-        self, conditional: torch.Tensor, unconditional: torch.Tensor, places: SamplingPlaces
-    ) -> torch.Tensor:
+    def guide(self, conditional: torch.Tensor, unconditional: torch.Tensor, places: SamplingPlaces) -> torch.Tensor:
         """
         Classifier-free guidance. Not called where it is off.
 
@@ -318,18 +315,14 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             codes[rows] = self._best(self.restrict(logits[rows], of_rows), noise[rows], of_rows)
         return codes
 
-    def _best(
-        self, logits: torch.Tensor, noise: torch.Tensor | None, places: SamplingPlaces
-    ) -> torch.LongTensor:
+    def _best(self, logits: torch.Tensor, noise: torch.Tensor | None, places: SamplingPlaces) -> torch.LongTensor:
         if noise is None:
             return logits.argmax(dim=-1)
         # The noise is 0 times itself where nothing is random, so that a row has the same scores in every batch.
         scores = logits / places.temperature[..., None]
         return torch.addcmul(scores, noise, places.is_random[..., None]).argmax(dim=-1)
 
-    def log_probs(
-        self, logits: torch.Tensor, codes: torch.LongTensor, places: SamplingPlaces
-    ) -> torch.Tensor:
+    def log_probs(self, logits: torch.Tensor, codes: torch.LongTensor, places: SamplingPlaces) -> torch.Tensor:
         """
         Logarithms of the probabilities with which codes are drawn: those of the rule, guidance and restriction
         included.

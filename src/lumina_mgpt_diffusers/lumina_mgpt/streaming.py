@@ -134,9 +134,10 @@ def sample_images(
 
 def stream_signature(pipeline_class: type) -> inspect.Signature:
     """That of a call without `return_dict`, and with what `stream` takes beside."""
-    call, stream = (inspect.signature(method).parameters for method in (pipeline_class.__call__, pipeline_class.stream))
-    own = [one for one in stream.values() if one.kind is one.KEYWORD_ONLY]
-    return inspect.Signature([one for name, one in call.items() if name != "return_dict"] + own)
+    call = inspect.signature(pipeline_class.__call__).parameters
+    own = inspect.signature(pipeline_class.stream).parameters.values()
+    kept = [one for name, one in call.items() if name != "return_dict"]
+    return inspect.Signature(kept + [one for one in own if one.kind is one.KEYWORD_ONLY])
 
 
 def arguments_of(stream: Callable, *args, **kwargs) -> dict[str, object]:
@@ -175,13 +176,12 @@ def _run_callback(
     if after is None:
         check_callback_outputs(outputs, (), 0)
         return
-    is_list = isinstance(before, list)
-    for index, row in enumerate(rows):
-        old = before[index].cpu()
-        shape = tuple(old.shape) if is_list else (1, *old.shape)
-        new = check_callback_outputs(
-            {"latents": after[index] if is_list else after[index : index + 1]}, shape, engine.grammar.vocabulary.num_codes
-        ).view(old.shape)
+    num_codes = engine.grammar.vocabulary.num_codes
+    if not isinstance(before, list):
+        before, after = before.cpu(), check_callback_outputs(outputs, tuple(before.shape), num_codes)
+    for row, old, new in zip(rows, before, after, strict=True):
+        old = old.cpu()
+        new = check_callback_outputs({"latents": new}, tuple(old.shape), num_codes)
         changed = (old != new).flatten().nonzero()
         if len(changed):
             engine.set_codes(row, new, int(changed[0]))

@@ -2,9 +2,9 @@
 """
 In which shapes the transformer runs: how many places of how many rows a forward takes.
 
-The number of places decides the speed only, never an image, as far as the kernels give a token the same bits in each of
-the shapes. In float32 they differ by too little to matter. In half precision on CPUs they agree up to 32 tokens (beyond
-that oneDNN takes other kernels on CPUs with AMX), so no forward has more.
+The number of places decides the speed only, never an image, as far as the kernels give a token the same bits in each
+of the shapes. In float32 they differ by too little to matter. In half precision on CPUs they agree up to 32 tokens
+(beyond that oneDNN takes other kernels on CPUs with AMX), so no forward has more.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class ForwardShapes:
 
 class WindowTuner:
     """
-    Chooses how many places a forward takes by what it measures: the time of a step and the codes that it makes final.
+    Chooses how many places a forward takes by what it measures: the time of a step and the codes it makes final.
 
-    It climbs: from time to time it tries the next larger and the next smaller number, and stays with the one that makes
-    the most codes in a second.
+    It climbs: from time to time it tries the next larger and the next smaller number, and stays with the one that
+    makes the most codes in a second.
 
     Args:
         windows (`list[int]`): The windows to choose from, ascending.
