@@ -4,6 +4,7 @@
 from .encoding import EncodingSettings
 from .pretokenization import PretokenizationReport, pretokenize
 from .samples import ConversationSource, DatasetSource, ImageFolderSource, TaskFormat
+from .training_data import PretokenizedData, TrainingData
 from .transformer import make_trainable
 
 
@@ -13,7 +14,9 @@ __all__ = [
     "EncodingSettings",
     "ImageFolderSource",
     "PretokenizationReport",
+    "PretokenizedData",
     "TaskFormat",
+    "TrainingData",
     "make_trainable",
     "pretokenize",
 ]
