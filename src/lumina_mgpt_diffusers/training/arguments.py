@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 
 MIXED_PRECISION = ("no", "bf16", "fp16")
 QUANTIZATION = ("none", "nf4", "int8")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def _flag(help: str, default: Any = None) -> Any:
@@ -217,9 +219,14 @@ def _check(arguments: ModelArguments) -> None:
         raise ValueError("`pretrained_model_name_or_path` has to be given.")
     if not arguments.output_dir:
         raise ValueError("`output_dir` has to be given.")
-    for name, accepted in (("mixed_precision", MIXED_PRECISION), ("quantization", QUANTIZATION)):
-        value = getattr(arguments, name, accepted[0])
-        if value not in accepted:
+    for name, accepted in (
+        ("mixed_precision", MIXED_PRECISION),
+        ("quantization", QUANTIZATION),
+        ("save_dtype", tuple(DTYPES)),
+        ("vqvae_dtype", tuple(DTYPES)),
+    ):
+        value = getattr(arguments, name, None)
+        if value is not None and value not in accepted:
             raise ValueError(f"`{name}` has to be one of {list(accepted)} but is {value!r}.")
     sources = [name for name in ("train_data_dir", "dataset_name", "conversations") if getattr(arguments, name)]
     if getattr(arguments, "data", None):
@@ -262,6 +269,7 @@ def training_arguments(arguments: FineTuningArguments, steps_per_epoch: int) -> 
         "weight_decay": arguments.adam_weight_decay,
         "max_grad_norm": arguments.max_grad_norm,
         "dataloader_num_workers": arguments.dataloader_num_workers,
+        "dataloader_pin_memory": torch.cuda.is_available() and not arguments.use_cpu,
         "save_strategy": "steps",
         "save_steps": arguments.checkpointing_steps,
         "save_total_limit": arguments.checkpoints_total_limit,

@@ -26,7 +26,7 @@ class LuminaMGPTTrainer(Trainer):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._sums = {name: 0.0 for name in PARTS}
+        self._sums = dict.fromkeys(PARTS, 0.0)
         self._logged_step = 0
 
     def compute_loss(

@@ -6,6 +6,7 @@ share one row of their q- and k-norms, as in the original.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -153,8 +154,11 @@ def plain_transformer(
         state_dict (`Mapping[str, torch.Tensor]`): All its weights.
         dtype (`torch.dtype`): The type to save.
     """
+    config = copy.deepcopy(transformer.config)
+    config.dtype = dtype
+    config.use_cache = True  # which the trainer turned off
     with torch.device("meta"):
-        plain = LuminaMGPTTransformer(transformer.config)
+        plain = LuminaMGPTTransformer(config)
     weights = {}
     for name, expected in plain.state_dict().items():
         weight = state_dict[name].to(dtype)
@@ -162,7 +166,6 @@ def plain_transformer(
             weight = weight.repeat_interleave(len(expected) // len(weight), dim=0)
         weights[name] = weight
     plain.load_state_dict(weights, assign=True)
-    plain.config.dtype = dtype
     return plain
 
 

@@ -40,9 +40,7 @@ class ValidationImages(TrainerCallback):
         self.seed = seed
         self.trainer: Trainer | None = None
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """See [`~transformers.TrainerCallback`]."""
         if state.global_step % self.steps == 0 or state.global_step == state.max_steps:
             # All processes draw: the weights may be spread over them.

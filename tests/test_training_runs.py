@@ -1,0 +1,249 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Runs of a few steps: resumed, accumulated, packed, interrupted by validation images, chained in stages."""
+
+import dataclasses
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import BASE_SIZE
+from training import make_photos, short_run, weights_of
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+from lumina_mgpt_diffusers import LuminaMGPTPipeline
+from lumina_mgpt_diffusers.training import fine_tune, fine_tune_progressively
+from lumina_mgpt_diffusers.training.arguments import (
+    FineTuningArguments,
+    LoraArguments,
+    parse_arguments,
+)
+from lumina_mgpt_diffusers.training.fine_tuning import zero_image_head
+from lumina_mgpt_diffusers.training.packed_attention import PACKED_SDPA
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("photos") / "photos")
+
+
+@pytest.fixture(scope="session")
+def finished(saved_folder, photos, tmp_path_factory):
+    """A run of four steps with a checkpoint after two. Tests may not change it."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    fine_tune(short_run(saved_folder, photos, output))
+    return output
+
+
+def equal(first, second) -> bool:
+    first, second = weights_of(first), weights_of(second)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def close(first, second, tolerance: float) -> bool:
+    first, second = weights_of(first), weights_of(second)
+    return all(torch.allclose(first[name], second[name], rtol=0, atol=tolerance) for name in first)
+
+
+def test_a_run_gives_a_pipeline_with_other_weights(finished, saved_folder):
+    pipe = LuminaMGPTPipeline.from_pretrained(finished / "pipeline")
+    assert type(pipe.transformer).__name__ == "LuminaMGPTTransformer"
+    assert pipe.scheduler.config.resolution == BASE_SIZE
+    assert pipe.transformer.config.use_cache
+    assert weights_of(saved_folder).keys() == weights_of(finished / "pipeline").keys()
+    assert not close(saved_folder, finished / "pipeline", 1e-4)
+    assert "## Training" in (finished / "pipeline" / "README.md").read_text()
+    norm = pipe.transformer.model.layers[0].self_attn.q_norm.weight
+    assert torch.equal(norm, norm[:1].expand_as(norm))  # still one row of a shard, as in the original
+
+
+def test_resumed_weights_are_those_of_an_undisturbed_run(finished, saved_folder, photos, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(finished, output, ignore=shutil.ignore_patterns("pipeline", "checkpoint-4"))
+    shutil.copytree(output / "checkpoint-2", output / "checkpoint-3")  # killed while it was written
+    (output / "checkpoint-3" / "trainer_state.json").unlink()
+    fine_tune(short_run(saved_folder, photos, output))
+    assert not (output / "checkpoint-3").exists()
+    assert equal(output / "pipeline", finished / "pipeline")
+
+
+def test_a_finished_run_is_left_alone(finished, saved_folder, photos):
+    before = (finished / "pipeline").stat().st_mtime_ns
+    assert fine_tune(short_run(saved_folder, photos, finished)) == finished / "pipeline"
+    assert (finished / "pipeline").stat().st_mtime_ns == before
+
+
+def test_validation_images_do_not_change_training(finished, saved_folder, photos, tmp_path):
+    arguments = short_run(
+        saved_folder,
+        photos,
+        tmp_path / "run",
+        validation_prompts=["red fox"],
+        validation_steps=1,
+        report_to=["tensorboard"],
+    )
+    fine_tune(arguments)
+    assert equal(tmp_path / "run" / "pipeline", finished / "pipeline")
+    (log,) = (tmp_path / "run").glob("runs/*/events*")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(log), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("red fox/image/0")] == [1, 2, 3, 4]
+    assert {"train/loss", "train/cross_entropy", "train/z_loss"} <= set(events.Tags()["scalars"])
+
+
+def test_accumulated_batches_are_one_batch(saved_folder, photos, tmp_path):
+    for name, values in {
+        "one": {"train_batch_size": 4},
+        "four": {"train_batch_size": 1, "gradient_accumulation_steps": 4},
+    }.items():
+        fine_tune(short_run(saved_folder, photos, tmp_path / name, dropout=0.0, max_train_steps=3, **values))
+    assert close(tmp_path / "one" / "pipeline", tmp_path / "four" / "pipeline", 2e-5)
+
+
+def test_packed_rows_train_like_padded_ones(saved_folder, photos, tmp_path):
+    values = {"dropout": 0.0, "max_train_steps": 2, "train_batch_size": 8}
+    fine_tune(short_run(saved_folder, photos, tmp_path / "padded", **values))
+    fine_tune(short_run(saved_folder, photos, tmp_path / "packed", packing=True, **values))
+    assert close(tmp_path / "padded" / "pipeline", tmp_path / "packed" / "pipeline", 2e-5)
+
+
+def test_stages_start_from_the_last_and_go_on_between_them(saved_folder, photos, tmp_path):
+    def stages(output):
+        first = short_run(saved_folder, photos, output, resolution=64, max_train_steps=2)
+        return [first, dataclasses.replace(first, resolution=BASE_SIZE)]
+
+    undisturbed = fine_tune_progressively(stages(tmp_path / "a"))
+    assert undisturbed == tmp_path / "a" / str(BASE_SIZE) / "pipeline"
+    fine_tune_progressively(stages(tmp_path / "b")[:1])
+    assert equal(fine_tune_progressively(stages(tmp_path / "b")), undisturbed)
+    assert LuminaMGPTPipeline.from_pretrained(tmp_path / "a" / "64" / "pipeline").scheduler.config.resolution == 64
+    with pytest.raises(ValueError, match=r"`resolution` of its own, but they are \[64, 64\]"):
+        fine_tune_progressively(stages(tmp_path / "c")[:1] * 2)
+
+
+@pytest.mark.parametrize("layers", [["q_proj", "down_proj"], ["v_proj", "lm_head"]])
+def test_an_adapter_is_resumed_exactly_and_loads_in_the_pipeline(saved_folder, photos, tmp_path, layers):
+    def arguments(output):
+        return short_run(
+            saved_folder, photos, output, LoraArguments, rank=4, lora_alpha=8.0, lora_layers=layers, lora_dropout=0.1
+        )
+
+    fine_tune(arguments(tmp_path / "run"))
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "run", other, ignore=shutil.ignore_patterns("*.safetensors", "checkpoint-4"))
+    shutil.copytree(tmp_path / "run" / "checkpoint-2", other / "checkpoint-2", dirs_exist_ok=True)
+    fine_tune(arguments(other))
+    name = "pytorch_lora_weights.safetensors"
+    assert (other / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+    pipe = LuminaMGPTPipeline.from_pretrained(saved_folder)
+    ids = torch.arange(20)[None] + 9000
+    plain = pipe.transformer(input_ids=ids).logits
+    pipe.load_lora_weights(tmp_path / "run")
+    assert not torch.allclose(pipe.transformer(input_ids=ids).logits, plain, atol=1e-3)
+    assert pipe.transformer.peft_config["default_0"].lora_alpha == 8
+
+
+def test_stock_trainer_takes_the_data_as_it_is(finished, saved_folder, tmp_path):
+    pipe = LuminaMGPTPipeline.from_pretrained(saved_folder)
+    arguments = TrainingArguments(
+        output_dir=tmp_path, max_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True
+    )
+    data = datasets.load_from_disk(str(finished / "data"))
+    trainer = Trainer(pipe.transformer, arguments, DataCollatorForSeq2Seq(pipe.tokenizer), data)
+    assert np.isfinite(trainer.train().training_loss)
+
+
+@pytest.mark.slow
+def test_sft_trainer_takes_the_data_as_it_is(finished, saved_folder, tmp_path):
+    trl = pytest.importorskip("trl")
+    pipe = LuminaMGPTPipeline.from_pretrained(saved_folder)
+    arguments = trl.SFTConfig(
+        output_dir=tmp_path,
+        max_steps=1,
+        per_device_train_batch_size=4,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        max_length=None,
+    )
+    data = datasets.load_from_disk(str(finished / "data"))
+    trainer = trl.SFTTrainer(pipe.transformer, arguments, train_dataset=data, processing_class=pipe.tokenizer)
+    assert np.isfinite(trainer.train().training_loss)
+
+
+def test_the_image_head_of_a_chameleon_is_zeroed(saved_folder):
+    pipe = LuminaMGPTPipeline.from_pretrained(saved_folder)
+    codes = pipe.image_vocabulary.code_ids
+    zero_image_head(pipe)
+    rows = pipe.transformer.lm_head.weight.abs().sum(dim=1)
+    assert not rows[codes].any()
+    others = torch.ones(len(rows), dtype=torch.bool)
+    others[codes] = False
+    assert rows[others].all()
+
+
+def recipe(tmp_path, text: str) -> list[str]:
+    (tmp_path / "recipe.yaml").write_text(text)
+    return ["--config", str(tmp_path / "recipe.yaml")]
+
+
+def test_a_recipe_holds_flags_and_the_command_line_wins(tmp_path):
+    argv = recipe(
+        tmp_path,
+        """
+pretrained_model_name_or_path: base
+output_dir: out
+learning_rate: 1e-3
+packing: true
+report_to: [tensorboard, wandb]
+trainer_arguments: {ddp_timeout: 10}
+stages:
+- {resolution: 96, train_data_dir: a, max_train_steps: 10}
+- {resolution: 128, data: {x: 1, y: 2.5}, learning_rate: 1e-4}
+""",
+    )
+    stages, _ = parse_arguments(FineTuningArguments, [*argv, "--seed", "3", "--resolution=160"], lists=["stages"])
+    assert [stage.learning_rate for stage in stages] == [1e-3, 1e-4]
+    assert [stage.resolution for stage in stages] == [160, 160]
+    assert stages[0].train_data_dir == "a" and stages[1].data == ["x=1", "y=2.5"]
+    assert all(stage.seed == 3 and stage.packing and stage.report_to == ["tensorboard", "wandb"] for stage in stages)
+    assert stages[0].trainer_arguments == '{"ddp_timeout": 10}'
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("learnin_rate: 1", "`learnin_rate` in .* is no flag. Did you mean `learning_rate`?"),
+        ("output_dir: a", "`pretrained_model_name_or_path` has to be given"),
+        ("pretrained_model_name_or_path: a", "`output_dir` has to be given"),
+        ("pretrained_model_name_or_path: a\noutput_dir: b", r"Exactly one of .* there are \[\]"),
+        (
+            "pretrained_model_name_or_path: a\noutput_dir: b\ntrain_data_dir: c\nmixed_precision: bf8",
+            "`mixed_precision` has to be one of .* but is 'bf8'",
+        ),
+        ("- a", "has to hold names and values"),
+    ],
+)
+def test_recipes_that_are_none_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(FineTuningArguments, recipe(tmp_path, text))
+
+
+def test_packed_attention_is_used_in_packed_runs_only(saved_folder, photos, tmp_path, monkeypatch):
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, model, *args, **kwargs):
+        seen.append(model.config._attn_implementation)
+        raise Stop
+
+    monkeypatch.setattr("lumina_mgpt_diffusers.training.fine_tuning.LuminaMGPTTrainer.__init__", stop)
+    for packing in (False, True):
+        with pytest.raises(Stop):
+            fine_tune(short_run(saved_folder, photos, tmp_path / str(packing), packing=packing))
+    assert seen == ["sdpa", PACKED_SDPA]
