@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import BASE_SIZE
+from safetensors.torch import load_file
 from training import make_photos, short_run, weights_of
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
@@ -89,7 +90,7 @@ def test_validation_images_do_not_change_training(finished, saved_folder, photos
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(log), size_guidance={"images": 0}).Reload()
-    assert [event.step for event in events.Images("red fox/image/0")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Images("red fox")] == [1, 2, 3, 4]
     assert {"train/loss", "train/cross_entropy", "train/z_loss"} <= set(events.Tags()["scalars"])
 
 
@@ -135,8 +136,8 @@ def test_an_adapter_is_resumed_exactly_and_loads_in_the_pipeline(saved_folder, p
     shutil.copytree(tmp_path / "run", other, ignore=shutil.ignore_patterns("*.safetensors", "checkpoint-4"))
     shutil.copytree(tmp_path / "run" / "checkpoint-2", other / "checkpoint-2", dirs_exist_ok=True)
     fine_tune(arguments(other))
-    name = "pytorch_lora_weights.safetensors"
-    assert (other / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    first, second = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (other, tmp_path / "run"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
     pipe = LuminaMGPTPipeline.from_pretrained(saved_folder)
     ids = torch.arange(20)[None] + 9000

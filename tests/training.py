@@ -70,14 +70,12 @@ def weights_of(folder: Path) -> dict:
     return load_file(folder / "transformer" / "model.safetensors")
 
 
-def command(name: str, *arguments: object, **flags: object) -> list[str]:
+def command(name: str, **flags: object) -> list[str]:
     """A command line of `examples/training`."""
-    pairs = [
-        part
-        for name, value in flags.items()
-        for part in (f"--{name}", *(value if isinstance(value, list) else [value]))
-    ]
-    return [sys.executable, str(ROOT / "examples" / "training" / name), *map(str, [*arguments, *pairs])]
+    line = [sys.executable, str(ROOT / "examples" / "training" / name)]
+    for flag, value in flags.items():
+        line += [f"--{flag}", *(str(one) for one in (value if isinstance(value, list) else [value]))]
+    return line
 
 
 def environment() -> dict[str, str]:

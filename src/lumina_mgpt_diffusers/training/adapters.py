@@ -48,7 +48,8 @@ def save_adapter(folder: str | os.PathLike, model: PeftModel, state_dict: dict[s
         state_dict (`dict[str, torch.Tensor]`): All its weights.
     """
     config = model.peft_config["default"]
-    metadata = config.to_dict() | {"base_model_name_or_path": None}
+    # peft holds the names as a set, whose order changes from run to run.
+    metadata = config.to_dict() | {"base_model_name_or_path": None, "target_modules": sorted(config.target_modules)}
     unfinished = f"unfinished_{LORA_WEIGHT_NAME_SAFE}"
     LuminaMGPTPipeline.save_lora_weights(
         folder,
