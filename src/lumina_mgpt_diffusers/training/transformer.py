@@ -128,6 +128,8 @@ def make_trainable(
     """
     transformer.__class__ = TrainableTransformer
     transformer.z_loss_weight = z_loss_weight
+    # FSDP wraps each layer, but fails over the class of layers that this model does not have.
+    transformer._no_split_modules = sorted({type(layer).__name__ for layer in transformer.model.layers})
     rows = transformer.config.model_parallel_size or 1
     for layer in transformer.model.layers:
         attention = layer.self_attn
