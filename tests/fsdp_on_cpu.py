@@ -8,6 +8,7 @@ kind of distribution it has found; everything from there on is its own.
 
 import sys
 
+from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from lumina_mgpt_diffusers.training import FineTuningArguments, LuminaMGPTTrainer, fine_tune
@@ -19,7 +20,7 @@ def shard_on_cpu(trainer: LuminaMGPTTrainer) -> None:
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT"
     )
-    state.distributed_type = DistributedType.FSDP
+    state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     trainer.is_fsdp_enabled = True
 
 
