@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import BASE_SIZE
-from training import CAPTIONS, ROOT, SIZES, command, environment, make_photos, run, weights_of
+from training_helpers import CAPTIONS, ROOT, SIZES, command, environment, make_photos, run, weights_of
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import BASE_SIZE
 from safetensors.torch import load_file
-from training import make_photos, short_run, weights_of
+from training_helpers import make_photos, short_run, weights_of
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline

@@ -4,6 +4,7 @@
 from .arguments import DataArguments, FineTuningArguments, LoraArguments, ModelArguments, PretokenizeArguments
 from .encoding import EncodingSettings, Skipped
 from .fine_tuning import fine_tune
+from .memory import TrainingMemoryEstimate, estimate_training_memory
 from .pretokenization import PretokenizationReport, pretokenize
 from .progressive import fine_tune_progressively
 from .samples import BadSampleError, ConversationSource, DatasetSource, ImageFolderSource, Sample, TaskFormat
@@ -34,6 +35,8 @@ __all__ = [
     "TrainingData",
     "TrainingOutput",
     "ValidationImages",
+    "TrainingMemoryEstimate",
+    "estimate_training_memory",
     "fine_tune",
     "fine_tune_progressively",
     "make_trainable",
