@@ -247,16 +247,7 @@ def pretokenization(args: argparse.Namespace) -> None:
         def command(num_workers: int) -> Callable[[], int]:
             def run() -> int:
                 output = folder / f"out-{next(runs)}"
-                pretokenize(
-                    source,
-                    output,
-                    tokenizer,
-                    vqvae,
-                    settings,
-                    batch_size=size,
-                    num_workers=num_workers,
-                    progress=False,
-                )
+                pretokenize(source, output, *models, batch_size=size, num_workers=num_workers, progress=False)
                 return len(images)
 
             return run
