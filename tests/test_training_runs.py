@@ -1,6 +1,7 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Runs of a few steps: resumed, accumulated, packed, interrupted by validation images, chained in stages."""
 
+import copy
 import dataclasses
 import shutil
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import BASE_SIZE
+from diffusers import VQModel
 from safetensors.torch import load_file
 from training_helpers import make_photos, short_run, weights_of
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from lumina_mgpt_diffusers import LuminaMGPTPipeline
+from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler, LuminaMGPTTransformer
 from lumina_mgpt_diffusers.training import fine_tune, fine_tune_progressively
 from lumina_mgpt_diffusers.training.arguments import (
     FineTuningArguments,
@@ -248,3 +250,52 @@ def test_packed_attention_is_used_in_packed_runs_only(saved_folder, photos, tmp_
         with pytest.raises(Stop):
             fine_tune(short_run(saved_folder, photos, tmp_path / str(packing), packing=packing))
     assert seen == ["sdpa", PACKED_SDPA]
+
+
+def test_a_fresh_model_of_any_codebook_and_base_size_is_trained(random_pipe, tmp_path):
+    torch.manual_seed(0)
+    vqvae = VQModel(
+        block_out_channels=[8, 8, 8, 8, 16],
+        down_block_types=["DownEncoderBlock2D"] * 5,
+        up_block_types=["UpDecoderBlock2D"] * 5,
+        latent_channels=4,
+        vq_embed_dim=4,
+        num_vq_embeddings=64,
+        norm_num_groups=4,
+        lookup_from_codebook=True,
+        scaling_factor=1.0,
+    )
+    config = copy.deepcopy(random_pipe.transformer.config)
+    config.update({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1})
+    fresh = LuminaMGPTPipeline(
+        random_pipe.tokenizer, LuminaMGPTTransformer(config), vqvae, LuminaMGPTScheduler(resolution=64)
+    )
+    fresh.save_pretrained(tmp_path / "fresh")
+    photos = make_photos(tmp_path / "photos")
+    values = {"max_train_steps": 2, "validation_prompts": ["red fox"], "validation_steps": 2}
+    stages = [
+        short_run(tmp_path / "fresh", photos, tmp_path / "out", resolution=base_size, packing=True, **values)
+        for base_size in (64, 96)
+    ]
+    pipe = LuminaMGPTPipeline.from_pretrained(fine_tune_progressively(stages))
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.scheduler.config.resolution == 96 and pipe.transformer.dtype == torch.float32
+    codes = pipe("red fox", height=64, width=96, output_type="latent").images
+    assert codes.shape == (1, 4, 6) and codes.max() < 64
+
+
+def test_small_data_are_encoded_where_the_run_is_and_bad_ones_named(saved_folder, tmp_path):
+    photos = make_photos(tmp_path / "photos", 4)
+    for index in range(4):
+        (photos / f"{index}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"All 4 samples were left out\. metadata\.jsonl:1: .* cannot be opened"):
+        fine_tune(short_run(saved_folder, photos, tmp_path / "run"))
+
+
+def test_data_of_another_size_are_refused(finished, saved_folder, tmp_path):
+    values = {"train_data_dir": None, "data": [f"{finished / 'data'}=2"]}
+    with pytest.raises(ValueError, match="`resolution` is 64, but `data` was encoded at 96"):
+        fine_tune(short_run(saved_folder, None, tmp_path / "run", resolution=64, **values))
+    values["data"] = [f"{finished / 'data'}=much"]
+    with pytest.raises(ValueError, match="`data` holds .*=much"):
+        fine_tune(short_run(saved_folder, None, tmp_path / "run", **values))
