@@ -149,6 +149,16 @@ def test_an_adapter_is_resumed_exactly_and_loads_in_the_pipeline(saved_folder, p
     assert pipe.transformer.peft_config["default_0"].lora_alpha == 8
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_beside_quantised_weights_is_trained(saved_folder, photos, tmp_path, checkpointing):
+    pytest.importorskip("bitsandbytes")
+    values = {"quantization": "nf4", "gradient_checkpointing": checkpointing, "rank": 4}
+    fine_tune(short_run(saved_folder, photos, tmp_path / "run", LoraArguments, **values))
+    weights = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")
+    assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)
+
+
 def test_stock_trainer_takes_the_data_as_it_is(finished, saved_folder, tmp_path):
     pipe = LuminaMGPTPipeline.from_pretrained(saved_folder)
     arguments = TrainingArguments(

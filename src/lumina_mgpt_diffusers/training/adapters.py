@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from ..lumina_mgpt.pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .arguments import LoraArguments
@@ -26,8 +26,6 @@ def add_adapter(transformer: TrainableTransformer, arguments: LoraArguments) -> 
     Raises:
         `ValueError`: If the model has no layers of these names.
     """
-    if arguments.quantization != "none":
-        transformer = prepare_model_for_kbit_training(transformer, arguments.gradient_checkpointing)
     config = LoraConfig(
         r=arguments.rank,
         lora_alpha=arguments.rank if arguments.lora_alpha is None else arguments.lora_alpha,
