@@ -47,6 +47,7 @@ from lumina_mgpt_diffusers.training import (
 from lumina_mgpt_diffusers.training.data_collator import PackedCollator, PaddedCollator
 from lumina_mgpt_diffusers.training.encoding import PreparedSamples, encode_batch
 from lumina_mgpt_diffusers.training.memory import estimate_training_memory
+from lumina_mgpt_diffusers.training.objective import LOGITS_PER_CHUNK
 from lumina_mgpt_diffusers.training.packed_attention import PACKED_SDPA
 
 
@@ -323,7 +324,7 @@ def measured_peak(shape: dict, lengths: list[int], checkpointing: bool, vocab_si
         sum(lengths),
         dtype=torch.float32,
         gradient_checkpointing=checkpointing,
-        logits_per_chunk=2**24,
+        logits_per_chunk=LOGITS_PER_CHUNK["cpu"],
     )
     return peak.peak + fixed, estimate.total
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 
-LOGITS_PER_CHUNK = {"cpu": 2**24}
+LOGITS_PER_CHUNK = {"cpu": 2**25}
 """Logits that are held at once, by kind of device."""
 
 DEFAULT_LOGITS_PER_CHUNK = 2**26
@@ -107,14 +107,18 @@ class _PlainHeadLoss(torch.autograd.Function):
                 logits = (chunk @ cast_weight.T).float()
                 if bias is not None:
                     logits += bias.float()
-                log_partition = logits.logsumexp(dim=-1, keepdim=True)
-                cross_entropy += (log_partition - logits.gather(1, wanted)).sum()
+                # Row by row, which stays in the caches of a CPU, unlike `logsumexp` and what would follow it.
+                log_probabilities = F.log_softmax(logits, dim=-1)
+                of_wanted = log_probabilities.gather(1, wanted)
+                log_partition = logits.gather(1, wanted) - of_wanted
+                del logits
+                cross_entropy -= of_wanted.sum()
                 z_loss += log_partition.square().sum()
                 if not (needs_input or needs_weight or needs_bias):
                     continue
-                # d loss / d logits = softmax * (1 + 2 * z_loss_weight * lse) - one_hot
-                grad = logits.sub_(log_partition).exp_().mul_(1 + 2 * z_loss_weight * log_partition)
-                grad.scatter_add_(1, wanted, -torch.ones_like(log_partition)).mul_(scale)
+                # d loss / d logits = scale * (softmax * (1 + 2 * z_loss_weight * lse) - one_hot)
+                grad = log_probabilities.exp_().mul_(scale * (1 + 2 * z_loss_weight * log_partition))
+                grad.scatter_add_(1, wanted, -scale * torch.ones_like(log_partition))
                 if needs_bias:
                     ctx.grad_bias += grad.sum(dim=0)
                 grad = grad.to(dtype)
