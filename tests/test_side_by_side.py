@@ -1,5 +1,5 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A call's state is the call's: streams interleaved, threads, calls in callbacks, errors and interruptions anywhere."""
+"""A call's state is the call's: streams interleaved, threads, calls in callbacks, errors anywhere."""
 
 import copy
 import threading
