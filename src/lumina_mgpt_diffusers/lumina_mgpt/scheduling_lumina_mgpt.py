@@ -422,7 +422,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         generators = generator if isinstance(generator, list) else [generator] * batch_size
         if len(generators) != batch_size:
             raise ValueError(f"`generator` is a list of {len(generators)} but the batch size is {batch_size}.")
-        return torch.tensor([draw_key(one) for one in generators])
+        return torch.tensor([draw_key(one) for one in generators], device="cpu")
 
 
 __all__ = ["LuminaMGPTScheduler", "LuminaMGPTSchedulerOutput", "SamplerSettings", "SamplingPlaces"]
