@@ -28,6 +28,7 @@ import psutil
 import torch
 import transformers
 from models import (
+    PROMPT_LENGTH,
     SHAPES,
     build_transformer,
     cache_bytes,
@@ -39,8 +40,6 @@ from models import (
 )
 from strategies import Task, TimedTransformer, original, ours, transformers_generate
 
-
-PROMPT_LENGTH = 48
 
 NUM_DRAFTS = (1, 3, 7, 15, 31, 63, "auto")
 

@@ -174,7 +174,7 @@ class RuleEngine(Engine):
             self._neighbors.above_weight = WEIGHTS[self.rule]
 
     def _fill_drafts(self, window: int) -> None:
-        if window > 1 and (self.rule in CODE_RULES or self.rule in LOGIT_RULES):
+        if self._has_drafts and (self.rule in CODE_RULES or self.rule in LOGIT_RULES):
             batch, images = self._batch, self._image_index
             positions = batch.fed[images][:, None] + torch.arange(1, window + 1)
             image = self._image_rows[0].image

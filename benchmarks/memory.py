@@ -54,10 +54,8 @@ class PeakMemory(TorchDispatchMode):
 
 
 def print_estimates(prompt_length: int) -> None:
-    parts = [field.name for field in fields(MemoryEstimate)]
-    print(
-        "| model | size | images | dtype | " + " | ".join(name.replace("_", " ") for name in parts) + " | total GiB |"
-    )
+    parts = [field.name.replace("_", " ") for field in fields(MemoryEstimate)]
+    print("| model | size | images | dtype | " + " | ".join(parts) + " | total GiB |")
     print("|---" * (len(parts) + 5) + "|")
     for shape in ("7b", "34b"):
         for size in (512, 768, 1024):

@@ -47,6 +47,7 @@ VOCABULARY = ImageVocabulary(
 )
 VOCABULARY_SIZE = 65536
 
+PROMPT_LENGTH = 48
 
 # That of the released VQ model.
 PIPELINE_VQ_CONFIG = {

@@ -22,8 +22,8 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from decode import MODES, PROMPT_LENGTH, check_modes_agree, describe, run
-from models import SHAPES, build_transformer, describe_hardware, measure_bandwidth
+from decode import MODES, check_modes_agree, describe, run
+from models import PROMPT_LENGTH, SHAPES, build_transformer, describe_hardware, measure_bandwidth
 from strategies import Task
 
 
