@@ -4,7 +4,7 @@ What the engine promises of its speed, each as a ratio of times that were taken 
 
     python benchmarks/engine.py --model small_model --before ../checkout-of-another-version --output engine.json
     python benchmarks/engine.py --parts sizes chat --compiled
-    python benchmarks/engine.py --shape tiny --size 96 --threads 1 --rounds 1 --num_requests 6 --capacity 2
+    python benchmarks/engine.py --shape tiny --size 128 --threads 1 --rounds 1 --num_requests 6 --capacity 2
 
 The parts:
 
@@ -188,12 +188,20 @@ def report_ratios(report: Report, title: str, seconds: dict[str, list[float]]) -
     )
 
 
+def five_sizes(workload: Workload) -> list[tuple[int, int]]:
+    """From the widest to the tallest, all with about as many codes as the square."""
+    base, most = workload.size, workload.options.vocabulary.max_side
+    sizes = [size for size in trained_sizes(base) if max(size) <= most and size[0] * size[1] >= 0.9 * base**2]
+    if len(sizes) < 5:
+        raise SystemExit(
+            f"There are not five sizes with about as many codes as {base}x{base}; take a `--size` of 128."
+        )
+    return [sizes[round(index * (len(sizes) - 1) / 4)] for index in range(5)]
+
+
 def measure_sizes(args: argparse.Namespace, report: Report) -> None:
     for workload in workloads(args):
-        most = workload.options.vocabulary.max_side
-        known = [size for size in trained_sizes(workload.size) if max(size) <= most]
-        # From the widest to the tallest.
-        sizes = [known[round(index * (len(known) - 1) / 4)] for index in range(5)]
+        sizes = five_sizes(workload)
 
         def draw(number: int, sizes: Sequence[tuple[int, int]], workload: Workload = workload) -> Trial:
             requests = [
