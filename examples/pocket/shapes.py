@@ -34,22 +34,37 @@ SURFACE = 1e-3
 
 
 @dataclass(frozen=True)
-class Sprite:
+class Layer:
     """
-    A shape of about one unit across, seen by the camera. All arrays are `(rows, columns, …)` over `WINDOW`.
+    Channels of a sprite, no larger than what is in them.
 
     Args:
-        looks (`np.ndarray` with channels coverage, key light, ambient light, highlight, stripes, spots):
-            Premultiplied by the coverage, float32.
-        geometry (`np.ndarray` with channels coverage, depth towards the camera, normal right, up, towards the camera):
-            Premultiplied by the coverage, float32.
-        shadow (`np.ndarray` with channels key light, ambient light): What the object takes from the floor, 0 to 1.
+        values (`np.ndarray` of shape `(rows, channels, columns)`): float32.
+        left (`float`), top (`float`): The upper left corner, in units from the foot of the object on the floor.
+    """
+
+    values: np.ndarray
+    left: float
+    top: float
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """
+    A shape of about one unit across, seen by the camera.
+
+    Args:
+        looks ([`Layer`] with channels coverage, key light, ambient light, highlight, stripes, spots):
+            Premultiplied by the coverage.
+        geometry ([`Layer`] with channels coverage, depth towards the camera, normal right, up, towards the camera):
+            Premultiplied by the coverage.
+        shadow ([`Layer`] with channels key light, ambient light): What the object takes from the floor, 0 to 1.
         box (`tuple[float, float, float, float]`): Left, right, bottom, top of the silhouette in units.
     """
 
-    looks: np.ndarray
-    geometry: np.ndarray
-    shadow: np.ndarray
+    looks: Layer
+    geometry: Layer
+    shadow: Layer
     box: tuple[float, float, float, float]
 
 
@@ -252,8 +267,13 @@ def sprite(name: str) -> Sprite:
     axes = np.stack([RIGHT, UP, VIEW])
     geometry[hit] = np.concatenate([np.ones((len(points), 1)), (points @ VIEW)[:, None], normals @ axes.T], axis=-1)
 
-    def shrink(image: np.ndarray) -> np.ndarray:
-        return image.reshape(rows // 2, 2, columns // 2, 2, -1).mean(axis=(1, 3)).astype(np.float32)
+    def shrink(image: np.ndarray) -> Layer:
+        values = image.reshape(rows // 2, 2, columns // 2, 2, -1).mean(axis=(1, 3)).astype(np.float32)
+        filled = np.abs(values).max(axis=-1) > 0.004
+        (first_row, *_, last_row), (first, *_, last) = (np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0))
+        values = values[first_row : last_row + 1, first : last + 1].transpose(0, 2, 1)
+        corner = left + first / PIXELS_PER_UNIT, top - first_row / PIXELS_PER_UNIT
+        return Layer(np.ascontiguousarray(values), *corner)
 
     half_pixel = 0.5 / scale
     box = tuple(
@@ -266,13 +286,13 @@ def sprite(name: str) -> Sprite:
 
 
 def place(
-    image: np.ndarray, unit: float, foot: tuple[float, float], height: int, width: int
+    layer: Layer, unit: float, foot: tuple[float, float], height: int, width: int
 ) -> tuple[slice, slice, np.ndarray]:
     """
-    Resample a sprite's array into a picture.
+    Resample a layer of a sprite into a picture.
 
     Args:
-        image (`np.ndarray` of shape `(rows, columns, channels)`): The array.
+        layer ([`Layer`]): The layer.
         unit (`float`): Pixels of the picture per unit.
         foot (`tuple[float, float]`): Column and row, in pixels of the picture, where the object touches the floor.
         height (`int`), width (`int`): Size of the picture.
@@ -281,13 +301,12 @@ def place(
         `tuple[slice, slice, np.ndarray]`: Rows and columns of the picture that are touched, and what they get,
         `(rows, columns, channels)`.
     """
-    left, _, _, top = WINDOW
-    rows, row_weights = _weights(image.shape[0], foot[1] - top * unit, unit, height)
-    columns, column_weights = _weights(image.shape[1], foot[0] + left * unit, unit, width)
-    channels = image.shape[2]
-    tall = row_weights @ image.reshape(image.shape[0], -1)
-    tall = tall.reshape(len(row_weights), image.shape[1], channels)
-    return rows, columns, np.einsum("rcx,wc->rwx", tall, column_weights, optimize=True)
+    length, channels, breadth = layer.values.shape
+    rows, row_weights = _weights(length, foot[1] - layer.top * unit, unit, height)
+    columns, column_weights = _weights(breadth, foot[0] + layer.left * unit, unit, width)
+    tall = row_weights @ layer.values.reshape(length, -1)
+    values = tall.reshape(-1, breadth) @ column_weights.T
+    return rows, columns, values.reshape(len(row_weights), channels, -1).transpose(0, 2, 1)
 
 
 def _weights(length: int, begin: float, unit: float, limit: int) -> tuple[slice, np.ndarray]:

@@ -26,7 +26,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import VQModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from maps import boxes_picture, depth_picture, normals_picture, segmentation_picture
-from world import draw_scene, measure, render
+from world import Scene, draw_scene, measure, render
 
 
 KINDS = ("picture", "depth", "normals", "segmentation", "boxes")
@@ -49,13 +49,12 @@ def build_vq(num_codes: int, widths: tuple[int, ...]) -> VQModel:
     )
 
 
-def picture_of(kind: str, split: str, index: int, height: int, width: int) -> np.ndarray:
+def picture_of(scene: Scene, kind: str) -> np.ndarray:
     """The picture of a scene, or one of its maps, `(height, width, 3)`, uint8."""
-    scene = draw_scene(split, index, height, width)
     if kind == "picture":
         return render(scene)
     if kind == "boxes":
-        return boxes_picture(scene, scene.things[: 1 + index % len(scene.things)])
+        return boxes_picture(scene, scene.things[:2])
     maps = measure(scene)
     if kind == "segmentation":
         return segmentation_picture(scene, maps)
@@ -70,9 +69,9 @@ def draw_batch(seed: int, step: int, batch_size: int, crop: int) -> torch.Tensor
         index = 10_000_000 + step * batch_size + place
         side = max(int(random.choice(SIZES)), crop)
         kind = KINDS[random.choice(len(KINDS), p=[0.72, 0.08, 0.08, 0.07, 0.05])]
-        pixels = picture_of(kind, "train", index, side, side)
+        scene = draw_scene("train", index, side, side)
+        pixels = picture_of(scene, kind)
         if side > crop:
-            scene = draw_scene("train", index, side, side)
             x, y = scene.things[random.integers(len(scene.things))].middle
             left, top = (
                 int(np.clip(middle - crop * random.uniform(0.1, 0.9), 0, side - crop)) for middle in (x, y)
@@ -152,7 +151,7 @@ def evaluate(vqvae: VQModel, num_images: int) -> dict[str, float]:
     cases = [("picture", side, split) for side in SIZES for split in ("test", "held_out")]
     cases += [(kind, 128, "test") for kind in KINDS[1:]]
     for kind, side, split in cases:
-        pixels = np.stack([picture_of(kind, split, index, side, side) for index in range(num_images)])
+        pixels = np.stack([picture_of(draw_scene(split, index, side, side), kind) for index in range(num_images)])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         errors = []
         for batch in images.split(8):

@@ -199,6 +199,18 @@ _COUNT_ODDS = {3: [0.45, 0.35, 0.2], 4: [0.35, 0.3, 0.2, 0.15], 5: [0.3, 0.28, 0
 
 # Pictures
 
+_BRIGHTEST = 2.0
+
+
+def _screen_levels() -> np.ndarray:
+    """8-bit levels of linear light up to `_BRIGHTEST`. What is bright rolls off instead of clipping."""
+    light = (np.arange(8192) + 0.5) * (_BRIGHTEST / 8192)
+    light = np.where(light > 0.8, 1 - 0.2 * np.exp(-(light - 0.8) / 0.2), light)
+    return (light ** (1 / 2.2) * 255 + 0.5).astype(np.uint8)
+
+
+_SCREEN = _screen_levels()
+
 
 def _back_to_front(scene: Scene) -> list[Thing]:
     return sorted(scene.things, key=lambda thing: thing.foot[1])
@@ -231,10 +243,7 @@ def render(scene: Scene) -> np.ndarray:
             mark = layer[..., 3 + TEXTURES.index(thing.texture), None] / np.maximum(cover, 1e-6)
             colour = colour + mark * (0.62 * (1 - colour))
         picture[rows, columns] = picture[rows, columns] * (1 - cover) + colour * light + highlight * 0.8
-    picture = np.maximum(picture, 0)
-    # Bright light rolls off instead of clipping, then linear light is encoded for the screen.
-    picture = np.where(picture > 0.8, 1 - 0.2 * np.exp(-(picture - 0.8) / 0.2), picture)
-    return (np.power(picture, 1 / 2.2) * 255 + 0.5).astype(np.uint8)
+    return _SCREEN[np.clip(picture * (len(_SCREEN) / _BRIGHTEST), 0, len(_SCREEN) - 1).astype(np.int16)]
 
 
 @dataclass(frozen=True)
