@@ -260,9 +260,7 @@ def sprite(name: str) -> Sprite:
     stripes = (np.sin((points[:, 1] - 0.03) * 2 * np.pi / 0.3) > 0.1).astype(np.float64)
 
     looks = np.zeros((len(x), 6))
-    looks[hit] = np.stack(
-        [np.ones(len(points)), key, ambient, highlight, stripes, _spots(points, name)], axis=-1
-    )
+    looks[hit] = np.stack([np.ones(len(points)), key, ambient, highlight, stripes, _spots(points, name)], axis=-1)
     geometry = np.zeros((len(x), 5))
     axes = np.stack([RIGHT, UP, VIEW])
     geometry[hit] = np.concatenate([np.ones((len(points), 1)), (points @ VIEW)[:, None], normals @ axes.T], axis=-1)

@@ -4,10 +4,10 @@ Train the VQ model of the pocket model, a `diffusers.VQModel` of the released st
 
     python examples/pocket/train_vq.py --output pocket_vq
 
-Pictures are rendered as they are needed, a batch from its number alone, so that a run that was stopped goes on from its
-last checkpoint as if it had not been. First the autoencoder alone is trained; then k-means over its latents makes the
-codebook, which from there on follows the latents as moving averages, while codes that nothing uses start again at a
-latent of the batch.
+Pictures are rendered as they are needed, a batch from its number alone, so that a run that was stopped goes on from
+its last checkpoint as if it had not been. First the autoencoder alone is trained; then k-means over its latents makes
+the codebook, which from there on follows the latents as moving averages, while codes that nothing uses start again at
+a latent of the batch.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ def draw_batch(seed: int, step: int, batch_size: int, crop: int) -> torch.Tensor
         pixels = picture_of(scene, kind)
         if side > crop:
             x, y = scene.things[random.integers(len(scene.things))].middle
-            left, top = (
-                int(np.clip(middle - crop * random.uniform(0.1, 0.9), 0, side - crop)) for middle in (x, y)
-            )
+            left, top = (int(np.clip(middle - crop * random.uniform(0.1, 0.9), 0, side - crop)) for middle in (x, y))
             pixels = pixels[top : top + crop, left : left + crop]
         pictures.append(pixels)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -175,7 +173,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_train_steps", type=int, default=20_000)
     parser.add_argument("--plain_steps", type=int, default=600, help="steps before there is a codebook")
     parser.add_argument("--crop", type=int, default=64, help="side of the training pictures, a multiple of 16")
-    parser.add_argument("--whole_every", type=int, default=4, help="each so many steps scenes of 96 px are not cropped")
+    parser.add_argument("--whole_every", type=int, default=4, help="steps from one batch of whole scenes to the next")
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
     parser.add_argument("--commitment", type=float, default=0.25)
@@ -192,9 +190,7 @@ def main() -> None:
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=args.mixed_precision,
-        project_config=ProjectConfiguration(
-            str(args.output), automatic_checkpoint_naming=True, total_limit=2
-        ),
+        project_config=ProjectConfiguration(str(args.output), automatic_checkpoint_naming=True, total_limit=2),
     )
     set_seed(args.seed)
     vqvae = build_vq(args.num_codes, tuple(args.widths))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from shapes import ELEVATION, SHAPES, VIEW, WINDOW, place, sprite
+from shapes import ELEVATION, SHAPES, place, sprite
 
 
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -284,9 +284,3 @@ def measure(scene: Scene) -> Maps:
         normals[rows, columns][inside] = normal[inside]
         owner[rows, columns][inside] = scene.things.index(thing)
     return Maps(depth, normals, owner)
-
-
-__all__ = [
-    "COLOURS", "FLOORS", "HELD_OUT", "SIZES", "SPLITS", "TEXTURES", "Maps", "Scene", "Thing", "draw_scene", "fits",
-    "gap", "measure", "put", "random_generator", "render",
-]  # fmt: skip
