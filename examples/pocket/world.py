@@ -30,9 +30,9 @@ FLOORS: dict[str, tuple[float, float, float]] = {
     "white": (0.86, 0.86, 0.86),
     "gray": (0.36, 0.37, 0.38),
     "sand": (0.66, 0.57, 0.45),
-    "mint": (0.52, 0.66, 0.56),
-    "sky blue": (0.50, 0.60, 0.72),
-    "lilac": (0.62, 0.53, 0.68),
+    "mint": (0.55, 0.66, 0.58),
+    "sky blue": (0.52, 0.60, 0.69),
+    "lilac": (0.61, 0.54, 0.66),
     "charcoal": (0.085, 0.09, 0.105),
 }
 
@@ -158,7 +158,7 @@ def gap(one: Thing, other: Thing) -> float:
 
 
 def fits(thing: Thing, others: tuple[Thing, ...] | list[Thing], height: int, width: int) -> bool:
-    return all(gap(thing, other) >= 0.045 * np.sqrt(height * width) for other in others)
+    return all(gap(thing, other) >= 0.06 * np.sqrt(height * width) for other in others)
 
 
 def draw_scene(
@@ -212,6 +212,26 @@ def _screen_levels() -> np.ndarray:
 _SCREEN = _screen_levels()
 
 
+def to_screen(light: np.ndarray) -> np.ndarray:
+    """8-bit pixels of linear light."""
+    return _SCREEN[np.clip(light * (len(_SCREEN) / _BRIGHTEST), 0, len(_SCREEN) - 1).astype(np.int16)]
+
+
+def to_light(pixels: np.ndarray) -> np.ndarray:
+    """Linear light of 8-bit pixels."""
+    return (np.searchsorted(_SCREEN, np.arange(256)) / len(_SCREEN) * _BRIGHTEST)[pixels]
+
+
+def thing_light(layer: np.ndarray, colour: str, texture: str) -> np.ndarray:
+    """Linear light of an object, `(…, 3)`, from the channels of its sprite's looks, `(…, 6)`; also premultiplied."""
+    cover, key, ambient, highlight = (layer[..., channel : channel + 1] for channel in range(4))
+    paint = np.array(COLOURS[colour], dtype=np.float32)
+    if texture != "plain":
+        mark = layer[..., 3 + TEXTURES.index(texture), None] / np.maximum(cover, 1e-6)
+        paint = paint + mark * (0.62 * (1 - paint))
+    return paint * (key * (1.25 * KEY_LIGHT) + ambient * (1.5 * AMBIENT_LIGHT)) + highlight * 0.8
+
+
 def _back_to_front(scene: Scene) -> list[Thing]:
     return sorted(scene.things, key=lambda thing: thing.foot[1])
 
@@ -236,14 +256,9 @@ def render(scene: Scene) -> np.ndarray:
     floor = np.array(FLOORS[scene.floor], dtype=np.float32)
     picture = (lit[..., :1] * KEY_LIGHT + lit[..., 1:] * AMBIENT_LIGHT) * floor * _floor_light(scene)
     for thing, rows, columns, layer in looks:
-        cover, key, ambient, highlight = (layer[..., channel : channel + 1] for channel in range(4))
-        colour = np.array(COLOURS[thing.colour], dtype=np.float32)
-        light = key * (1.25 * KEY_LIGHT) + ambient * (1.5 * AMBIENT_LIGHT)
-        if thing.texture != "plain":
-            mark = layer[..., 3 + TEXTURES.index(thing.texture), None] / np.maximum(cover, 1e-6)
-            colour = colour + mark * (0.62 * (1 - colour))
-        picture[rows, columns] = picture[rows, columns] * (1 - cover) + colour * light + highlight * 0.8
-    return _SCREEN[np.clip(picture * (len(_SCREEN) / _BRIGHTEST), 0, len(_SCREEN) - 1).astype(np.int16)]
+        light = thing_light(layer, thing.colour, thing.texture)
+        picture[rows, columns] = picture[rows, columns] * (1 - layer[..., :1]) + light
+    return to_screen(picture)
 
 
 @dataclass(frozen=True)
