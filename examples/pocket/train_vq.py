@@ -20,10 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import VQModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from maps import boxes_picture, depth_picture, normals_picture, segmentation_picture
 from world import Scene, draw_scene, measure, render
@@ -34,7 +38,7 @@ SIZES = (96, 128, 160, 192)
 
 
 def build_vq(num_codes: int, widths: tuple[int, ...]) -> VQModel:
-    return VQModel(
+    vqvae = VQModel(
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
         block_out_channels=widths,
@@ -42,11 +46,34 @@ def build_vq(num_codes: int, widths: tuple[int, ...]) -> VQModel:
         latent_channels=64,
         vq_embed_dim=16,
         num_vq_embeddings=num_codes,
-        norm_num_groups=8,
+        norm_num_groups=4,
         mid_block_add_attention=True,
         lookup_from_codebook=True,
         scaling_factor=1.0,
     )
+    start_near_identity(vqvae)
+    return vqvae
+
+
+@torch.no_grad()
+def start_near_identity(vqvae: VQModel) -> None:
+    """
+    Have every block pass on what it is given, so that averages over pixels reach the output from the first step on and
+    only the details are left to learn.
+    """
+    for module in vqvae.modules():
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+            if module.conv_shortcut is not None:
+                nn.init.orthogonal_(module.conv_shortcut.weight)
+        elif isinstance(module, (Downsample2D, Upsample2D)):
+            weight = module.conv.weight.mul_(0.1)
+            own = weight.diagonal(dim1=0, dim2=1)  # (3, 3, channels)
+            if isinstance(module, Downsample2D):
+                own[:2, :2] += 0.25
+            else:
+                own[1, 1] += 1
 
 
 def picture_of(scene: Scene, kind: str) -> np.ndarray:
@@ -171,11 +198,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_codes", type=int, default=1024)
     parser.add_argument("--widths", type=int, nargs=5, default=(16, 32, 48, 64, 80), help="channels of each level")
     parser.add_argument("--max_train_steps", type=int, default=20_000)
-    parser.add_argument("--plain_steps", type=int, default=600, help="steps before there is a codebook")
+    parser.add_argument("--plain_steps", type=int, default=1500, help="steps before there is a codebook")
     parser.add_argument("--crop", type=int, default=64, help="side of the training pictures, a multiple of 16")
     parser.add_argument("--whole_every", type=int, default=4, help="steps from one batch of whole scenes to the next")
     parser.add_argument("--train_batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--commitment", type=float, default=0.25)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="bf16")
     parser.add_argument("--checkpointing_steps", type=int, default=500)
