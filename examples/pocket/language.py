@@ -58,16 +58,21 @@ def relation(one: Thing, other: Thing) -> str | None:
 
 
 def noun_phrase(
-    random: np.random.Generator, things: Sequence[Thing], *, with_size: float = 0.45, with_texture: float = 0.9
+    random: np.random.Generator,
+    things: Sequence[Thing],
+    *,
+    with_size: float = 0.45,
+    with_texture: float = 0.9,
+    with_colour: float = 1.0,
 ) -> str:
     """
-    Words for objects of one shape and colour, without an article: `small striped red balls`.
+    Words for objects of one shape, without an article: `small striped red balls`.
 
     Args:
         random (`np.random.Generator`): Chooses the words.
         things (`list[Thing]`): The objects.
-        with_size (`float`), with_texture (`float`):
-            How often size and texture are told, where all have the same. That nothing is on them is rarely told.
+        with_size (`float`), with_texture (`float`), with_colour (`float`):
+            How often these are told, where all have the same. That nothing is on them is rarely told.
     """
     first = things[0]
     words = []
@@ -76,8 +81,9 @@ def noun_phrase(
     if len({thing.texture for thing in things}) == 1:
         if random.random() < (0.08 if first.texture == "plain" else with_texture):
             words.append(pick(random, TEXTURE_WORDS[first.texture]))
-    words += [first.colour, pick(random, SHAPE_WORDS[first.shape]) + ("s" if len(things) > 1 else "")]
-    return " ".join(words)
+    if len({thing.colour for thing in things}) == 1 and random.random() < with_colour:
+        words.append(first.colour)
+    return " ".join([*words, pick(random, SHAPE_WORDS[first.shape]) + ("s" if len(things) > 1 else "")])
 
 
 def counted(random: np.random.Generator, things: Sequence[Thing], **options: float) -> str:
@@ -99,46 +105,52 @@ def floor_phrase(random: np.random.Generator, scene: Scene) -> str:
     return f"{pick(random, ('a', 'a', 'the'))} {scene.floor} {noun}"
 
 
-def groups(scene: Scene) -> list[list[Thing]]:
-    """The objects by shape and colour, in order of appearance."""
+def groups(scene: Scene, by_colour: bool = True) -> list[list[Thing]]:
+    """The objects by shape and, if wanted, colour, in order of appearance."""
     found: dict[tuple[str, str], list[Thing]] = {}
     for thing in scene.things:
-        found.setdefault((thing.shape, thing.colour), []).append(thing)
+        found.setdefault((thing.shape, thing.colour if by_colour else ""), []).append(thing)
     return list(found.values())
 
 
 def caption(scene: Scene, random: np.random.Generator) -> str:
     """A true sentence about a scene. All objects are named; what else is told varies."""
-    kinds = groups(scene)
+    coloured = random.random() < 0.8
+    kinds = groups(scene, coloured)
     random.shuffle(kinds)
+    options = {} if coloured else {"with_colour": 0.0, "with_size": 0.1, "with_texture": 0.1}
     shapes = {thing.shape for thing in scene.things}
     if len(kinds) > 1 and len(shapes) == 1 and random.random() < 0.3:
         word = pick(random, SHAPE_WORDS[scene.things[0].shape])
         parts = enumerate_phrases([counted(random, kind) for kind in kinds])
         content = f"{NUMBERS[len(scene.things)]} {word}s: {parts}"
     elif len(kinds) == 2 and all(len(kind) == 1 for kind in kinds) and random.random() < 0.75:
-        content = _related(scene, random, kinds[0][0], kinds[1][0])
+        content = related(random, kinds[0][0], kinds[1][0], **options)
     else:
-        content = enumerate_phrases([counted(random, kind) for kind in kinds])
-    floor = floor_phrase(random, scene)
+        content = enumerate_phrases([counted(random, kind, **options) for kind in kinds])
+    return frame(random, content, len(scene.things), floor_phrase(random, scene))
+
+
+def frame(random: np.random.Generator, content: str, count: int, floor: str | None = None) -> str:
+    """What is seen as a sentence, perhaps with the floor."""
     form = random.random()
-    if form < 0.4:
-        text = content
-    elif form < 0.7:
-        text = f"{content} on {floor}"
-    elif form < 0.78:
-        text = f"{floor} with {content} on it"
-    elif form < 0.86:
-        text = f"there {'is' if len(scene.things) == 1 else 'are'} {content} on {floor}"
+    if floor is not None and form < 0.45:
+        if form < 0.3:
+            text = f"{content} on {floor}"
+        elif form < 0.38:
+            text = f"{floor} with {content} on it"
+        else:
+            text = f"there {'is' if count == 1 else 'are'} {content} on {floor}"
+    elif form < 0.6:
+        text = f"{pick(random, ('a picture of', 'an image of', 'a photo of', 'a render of'))} {content}"
     else:
-        text = f"{pick(random, ('a picture of', 'an image of', 'a photo of', 'a render of', 'toys:'))} {content}"
-    if random.random() < 0.25:
-        text = text[0].upper() + text[1:] + "."
-    return text
+        text = content
+    return text[0].upper() + text[1:] + "." if random.random() < 0.25 else text
 
 
-def _related(scene: Scene, random: np.random.Generator, one: Thing, other: Thing) -> str:
-    phrases = counted(random, [one]), counted(random, [other])
+def related(random: np.random.Generator, one: Thing, other: Thing, **options: float) -> str:
+    """Two objects and how they stand to each other."""
+    phrases = counted(random, [one], **options), counted(random, [other], **options)
     how = relation(one, other)
     if how is None:
         return f"{phrases[0]} and {phrases[1]}"
