@@ -96,7 +96,7 @@ def spoil(case: Case, random: np.random.Generator) -> Case:
     if case.relation:
         return replace(case, relation=OPPOSITE[case.relation])
     if case.category == "counting":
-        count = one.count + 1 if one.count == 1 or random.random() < 0.5 else one.count - 1
+        count = one.count + (1 if one.count == 1 or (one.count < 4 and random.random() < 0.5) else -1)
         wanted[place] = replace(one, count=count)
     elif one.colour and random.random() < 0.7:
         wanted[place] = replace(one, colour=pick(random, [name for name in COLOURS if name != one.colour]))
