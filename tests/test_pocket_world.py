@@ -185,3 +185,16 @@ def test_tokenizer_has_the_names_of_the_released_one():
     ids = encode_text(tokenizer, text)
     assert tokenizer.decode(ids) == text
     assert min(ids) > max(vocabulary.size_tag_ids)
+
+
+def test_the_judge_refuses_what_was_not_asked_for():
+    from detect import detect
+    from judge import Case, Wanted, is_right
+    from world import Scene, Thing, render
+
+    ball = Thing("ball", "red", "plain", "large", (35, 60), 40)
+    star = Thing("star", "blue", "plain", "large", (95, 90), 40)
+    case = Case("colours", "a red ball", (Wanted("ball", "red"),))
+    assert is_right(case, detect(render(Scene(128, 128, "sand", (ball,)))))
+    assert not is_right(case, detect(render(Scene(128, 128, "sand", (ball, star)))))
+    assert not is_right(case, detect(render(Scene(128, 128, "sand", ()))))
