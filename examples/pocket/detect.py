@@ -237,26 +237,59 @@ def _fit(area: np.ndarray) -> list[_Fit]:
     return fits
 
 
+@dataclass(frozen=True)
+class _Explanation:
+    """A shape laid over an area, and how far the picture it would make is from what is seen."""
+
+    fit: _Fit
+    error: float
+
+    @property
+    def cost(self) -> float:
+        return 1 - self.fit.overlap + ERROR_WEIGHT * self.error
+
+
+def _explain(values: np.ndarray, area: np.ndarray, fit: _Fit, colour: str | None) -> _Explanation:
+    rows, columns, layer = place(sprite(fit.shape).looks, fit.unit, fit.foot, *area.shape)
+    inside = layer[..., 0] > 0.85
+    if not inside.any():
+        return _Explanation(fit, 1.0)
+    made = to_screen(thing_light(layer[inside], colour or "red", TEXTURES[fit.texture])) / 255
+    return _Explanation(fit, float(np.abs(made - values[rows, columns][inside]).mean()))
+
+
+def _climb(values: np.ndarray, area: np.ndarray, best: _Explanation, colour: str | None) -> _Explanation:
+    """Move and scale the shape a little for as long as that explains more of what is not explained yet."""
+    while best.cost > 0.15:
+        fit = best.fit
+        x, y = fit.foot
+        step = 0.03 * fit.unit
+        moves = [(fit.unit, (x + step, y)), (fit.unit, (x - step, y)), (fit.unit, (x, y + step))]
+        moves += [(fit.unit, (x, y - step)), (0.96 * fit.unit, fit.foot), (1.04 * fit.unit, fit.foot)]
+        tried = [_explain(values, area, _lay(fit.shape, fit.texture, area, *move), colour) for move in moves]
+        better = min(tried, key=lambda choice: choice.cost)
+        if better.cost > best.cost - 0.003:
+            break
+        best = better
+    return best
+
+
 def _recognise(values: np.ndarray, area: np.ndarray, full: float) -> Detection:
     y, x = np.nonzero(area)
     box = (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1)
-    left, top = (max(edge - 4, 0) for edge in box[:2])
-    values = values[top : box[3] + 4, left : box[2] + 4]
-    area = area[top : box[3] + 4, left : box[2] + 4]
+    # The object may reach beyond the area, with marks that look like the floor.
+    margin = int(0.25 * full)
+    left, top = (max(edge - margin, 0) for edge in box[:2])
+    values = values[top : box[3] + margin, left : box[2] + margin]
+    area = area[top : box[3] + margin, left : box[2] + margin]
 
     strong = values[area][_saturation(values[area]) > 0.35]
     hue = _hue_vector(strong) if len(strong) > 10 else np.zeros(2)
     similarity = _hues() @ hue
     colour = list(COLOURS)[int(similarity.argmax())] if similarity.max() > 0.9 else None
-    choices = []
-    for fit in _fit(area):
-        rows, columns, layer = place(sprite(fit.shape).looks, fit.unit, fit.foot, *area.shape)
-        inside = layer[..., 0] > 0.85
-        seen = values[rows, columns][inside]
-        made = to_screen(thing_light(layer[inside], colour or "red", TEXTURES[fit.texture])) / 255
-        error = float(np.abs(made - seen).mean()) if len(seen) else 1.0
-        choices.append((1 - fit.overlap + ERROR_WEIGHT * error, error, fit))
-    _, error, fit = min(choices, key=lambda choice: choice[0])
+    choices = sorted((_explain(values, area, fit, colour) for fit in _fit(area)), key=lambda choice: choice.cost)
+    best = min((_climb(values, area, choice, colour) for choice in choices[:3]), key=lambda choice: choice.cost)
+    fit, error = best.fit, best.error
     known = fit.overlap >= LEAST_OVERLAP and error <= GREATEST_ERROR and colour is not None
     return Detection(
         shape=fit.shape if known else None,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -35,6 +36,9 @@ from world import Scene, draw_scene, measure, render
 
 KINDS = ("picture", "depth", "normals", "segmentation", "boxes")
 SIZES = (96, 128, 160, 192)
+
+CHECKPOINT_PREFIX = "checkpoint_"  # accelerate's
+COMPLETE = "complete"
 
 
 def build_vq(num_codes: int, widths: tuple[int, ...]) -> VQModel:
@@ -104,6 +108,27 @@ def draw_batch(seed: int, step: int, batch_size: int, crop: int) -> torch.Tensor
             pixels = pixels[top : top + crop, left : left + crop]
         pictures.append(pixels)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def draw_step(args: argparse.Namespace, step: int) -> torch.Tensor:
+    """The pictures of a step: crops, or now and then whole scenes."""
+    if step % args.whole_every == 0:
+        return draw_batch(args.seed, step, max(args.train_batch_size // 2, 1), 96)
+    return draw_batch(args.seed, step, args.train_batch_size, args.crop)
+
+
+def flatten(latents: torch.Tensor) -> torch.Tensor:
+    """`(batch, channels, rows, columns)` to `(batch * rows * columns, channels)`."""
+    return latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+
+
+@torch.no_grad()
+def collect_latents(
+    vqvae: VQModel, args: argparse.Namespace, step: int, device: torch.device, num_batches: int = 150
+) -> torch.Tensor:
+    """What the encoder makes of the pictures of the steps before."""
+    steps = range(max(step - num_batches, 0), step)
+    return torch.cat([flatten(vqvae.encode(draw_step(args, one).to(device)).latents.float()) for one in steps])
 
 
 class MovingCodebook:
@@ -192,6 +217,17 @@ def evaluate(vqvae: VQModel, num_images: int) -> dict[str, float]:
     return figures
 
 
+def newest_checkpoint(output: Path) -> Path | None:
+    """The newest checkpoint that was written to its end. Any that was not is removed."""
+    found = {}
+    for path in (output / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*"):
+        if (path / COMPLETE).exists():
+            found[int(path.name.removeprefix(CHECKPOINT_PREFIX))] = path
+        else:
+            shutil.rmtree(path)
+    return found[max(found)] if found else None
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the VQ model, its log and checkpoints")
@@ -217,7 +253,7 @@ def main() -> None:
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=args.mixed_precision,
-        project_config=ProjectConfiguration(str(args.output), automatic_checkpoint_naming=True, total_limit=2),
+        project_config=ProjectConfiguration(str(args.output), automatic_checkpoint_naming=True, total_limit=3),
     )
     set_seed(args.seed)
     vqvae = build_vq(args.num_codes, tuple(args.widths))
@@ -230,34 +266,29 @@ def main() -> None:
     accelerator.print(f"{sum(p.numel() for p in vqvae.parameters()) / 1e6:.2f}M parameters")
 
     step = 0
-    checkpoints = sorted((args.output / "checkpoints").glob("checkpoint_*"), key=lambda path: int(path.name[11:]))
-    if checkpoints:
-        accelerator.load_state(str(checkpoints[-1]))
-        step = (int(checkpoints[-1].name[11:]) + 1) * args.checkpointing_steps
-        accelerator.project_configuration.iteration = int(checkpoints[-1].name[11:]) + 1
+    checkpoint = newest_checkpoint(args.output)
+    if checkpoint is not None:
+        accelerator.load_state(str(checkpoint))
+        number = int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX)) + 1
+        accelerator.project_configuration.iteration = number
+        step = number * args.checkpointing_steps
         accelerator.print(f"going on from step {step}")
 
-    recent: list[torch.Tensor] = []
     began, losses = time.perf_counter(), []
     while step < args.max_train_steps:
-        whole = step % args.whole_every == 0
-        batch_size = args.train_batch_size // 2 if whole else args.train_batch_size
-        images = draw_batch(args.seed, step, batch_size, 96 if whole else args.crop).to(accelerator.device)
+        if step == args.plain_steps:
+            codebook.start(collect_latents(vqvae, args, step, accelerator.device))
+        images = draw_step(args, step).to(accelerator.device)
         with accelerator.autocast():
             latents = vqvae.encode(images).latents.float()
-        flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-        commitment = torch.zeros((), device=flat.device)
-        if not codebook.ready:
-            recent = [*recent[-200:], flat.detach()]
-            if step + 1 == args.plain_steps:
-                codebook.start(torch.cat(recent))
-            quantized = latents
-        else:
-            chosen = torch.cdist(flat.detach(), codebook.codebook).argmin(dim=1)
+        quantized, commitment = latents, torch.zeros(())
+        if codebook.ready:
+            flat = flatten(latents.detach())
+            chosen = torch.cdist(flat, codebook.codebook).argmin(dim=1)
             nearest = codebook.codebook[chosen].view(latents.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
             commitment = F.mse_loss(latents, nearest)
             quantized = latents + (nearest - latents).detach()
-            codebook.update(flat.detach(), chosen)
+            codebook.update(flat, chosen)
         with accelerator.autocast():
             output = vqvae.decoder(vqvae.post_quant_conv(quantized)).float()
         loss = reconstruction_loss(output, images)
@@ -278,14 +309,14 @@ def main() -> None:
                 flush=True,
             )
             began, losses = time.perf_counter(), []
-        if step % args.checkpointing_steps == 0:
-            accelerator.save_state()
         if step % args.validation_steps == 0 or step == args.max_train_steps:
             figures = {"step": step, **evaluate(accelerator.unwrap_model(vqvae), args.num_validation_images)}
             with (args.output / "figures.jsonl").open("a") as file:
                 file.write(json.dumps(figures) + "\n")
             accelerator.print(figures, flush=True)
             accelerator.unwrap_model(vqvae).save_pretrained(args.output / "vqvae")
+        if step % args.checkpointing_steps == 0:
+            (Path(accelerator.save_state()) / COMPLETE).touch()
     accelerator.end_training()
 
 
