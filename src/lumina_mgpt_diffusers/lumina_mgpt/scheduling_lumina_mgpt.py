@@ -98,7 +98,7 @@ class SamplingPlaces:
         self.settings = list(settings)
 
         def column(values: list, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype).to(device)[:, None]
+            return torch.tensor(values, dtype=dtype, device="cpu").to(device)[:, None]
 
         self.guidance_scale = column([one.guidance_scale for one in settings])
         self.temperature = column([one.temperature or 1.0 for one in settings])
