@@ -8,6 +8,7 @@ tags, an image of some size) is its own, so sizes and tasks mix, and rows come a
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -234,10 +235,6 @@ class Engine:
         slots, texts = self._slots, set(self._batch.texts)
         ids, positions = self._batch.window_ids(window)
         slot_ids, slot_positions = ids[self._slot_rows], positions[self._slot_rows] - self._slot_offsets
-        if self._is_compiled and not self._is_recorded:
-            # One graph serves windows of any length, but for those of one place.
-            for tensor in (slot_ids, slot_positions):
-                torch._dynamo.maybe_mark_dynamic(tensor, 1)
         reach = max(row.num_fed - offset for (row, _), offset in zip(slots.entries, slots.offsets))
         reach += sum(size for _, size in self._unread) + window
         length = min(round_up(reach, slots.length_step), slots.cache.max_length - 1)
@@ -249,9 +246,14 @@ class Engine:
                 for index, (row, branch) in enumerate(slots.entries[start:stop])
                 if branch == CONDITIONAL and row in texts
             ]
+            own_ids, own_positions = slot_ids[start:stop], slot_positions[start:stop]
+            if self._is_compiled and not self._is_recorded:
+                # One graph serves any number of rows, and windows of any length but one.
+                for tensor, dim in itertools.product((own_ids, own_positions), (0, 1)):
+                    torch._dynamo.maybe_mark_dynamic(tensor, dim)
             output = self.transformer(
-                input_ids=slot_ids[start:stop],
-                position_ids=slot_positions[start:stop],
+                input_ids=own_ids,
+                position_ids=own_positions,
                 past_key_values=view,
                 logits_range=slots.logits_range,
                 text_places=(
