@@ -11,7 +11,7 @@ from omni import GREEDY, arrays, chat_from, random_runs, slow_answer, to_message
 from reference import load_stock
 
 from lumina_mgpt_diffusers import ImagePart, LuminaMGPTConversation, TextPart
-from lumina_mgpt_diffusers.lumina_mgpt import engine
+from lumina_mgpt_diffusers.lumina_mgpt import slots
 from lumina_mgpt_diffusers.lumina_mgpt.chat_messages import read_messages
 from lumina_mgpt_diffusers.lumina_mgpt.row import SampledImage, SampledText
 
@@ -295,7 +295,7 @@ def test_a_turn_costs_its_own_tokens(trained_pipe, count_forwards):
         )
     own = len(context_of(chat, "Hello, who are you?")) - 1
     # The turn's own tokens but the last, padded, then each token by itself.
-    assert forwards.windows[0] == engine.round_up(own, engine.LENGTH_STEP)
+    assert forwards.windows[0] == slots.round_up(own, slots.LENGTH_STEP)
     sampled = [id for id in output.token_ids if id != chat.image_vocabulary.row_end_id]
     assert len(forwards) == 1 + len(sampled) + (output.finish_reason == "stop")
     assert set(forwards.windows[1:]) <= {1, 2}

@@ -10,7 +10,7 @@ from conftest import CHECKPOINT, TRAINED_CHECKPOINT, load_pipeline
 from reference import generate, load_stock, make_34b_like
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
-from lumina_mgpt_diffusers.lumina_mgpt import engine, pipeline_base
+from lumina_mgpt_diffusers.lumina_mgpt import engine, pipeline_base, slots
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation, text_to_image_prompt
 
 
@@ -292,6 +292,7 @@ def test_few_graphs_serve_all_prompts_sizes_and_lengths(
     compiled_pipe, with_sampler, monkeypatch, num_drafts, num_graphs
 ):
     # Without drafts a window holds one place, or two where a row ends. Here the cache is read in many lengths.
+    monkeypatch.setattr(slots, "LENGTH_STEP", 16)
     monkeypatch.setattr(engine, "LENGTH_STEP", 16)
     with_sampler(compiled_pipe, num_draft_tokens=num_drafts)
     codes = codes_of(compiled_pipe, PROMPTS[0], [1], height=128, width=128)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
-from lumina_mgpt_diffusers.lumina_mgpt.drafts import NeighborLogits, Window, codes_above, random_codes
+from lumina_mgpt_diffusers.lumina_mgpt.batch import Window
+from lumina_mgpt_diffusers.lumina_mgpt.drafts import NeighborLogits, codes_above, random_codes
 from lumina_mgpt_diffusers.lumina_mgpt.noise import gumbel_noise
 from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import DRAFT_INITS, SamplingPlaces
 

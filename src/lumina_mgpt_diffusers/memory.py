@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import ChameleonConfig
 
-from .lumina_mgpt.engine import slots_needed
+from .lumina_mgpt.slots import slots_needed
 
 
 PATCH_SIZE = 16

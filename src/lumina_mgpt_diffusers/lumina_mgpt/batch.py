@@ -4,11 +4,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from .noise import gumbel_noise
 from .row import Row
+from .scheduling_lumina_mgpt import SamplingPlaces
 from .unirep import ImageVocabulary
+
+
+@dataclass
+class Window:
+    """
+    Places of a forward, those past the end of an image included.
+
+    Args:
+        place (`torch.LongTensor` of shape `(batch_size, number)`): Index of each place in its image.
+        stride (`torch.LongTensor` of shape `(batch_size, 1)`): Places from one row of codes to the next.
+        noise (`torch.Tensor` of shape `(batch_size, number, num_codes)`, *optional*):
+            Gumbel noise of the places; None where nothing is random.
+        rule ([`SamplingPlaces`]): The places as the sampler sees them.
+    """
+
+    place: torch.LongTensor
+    stride: torch.LongTensor
+    noise: torch.Tensor | None
+    rule: SamplingPlaces
 
 
 class Batch:
@@ -24,6 +46,7 @@ class Batch:
         device (`torch.device`): Where the sampling runs.
 
     Attributes:
+        rows, images, texts (`list[Row]`): The rows, those in an image, and the others.
         symbols (`torch.LongTensor` of shape `(batch_size, length)`): Final symbols, then drafts.
         is_known (`torch.BoolTensor` of shape `(batch_size, length)`): Which of them are not to be sampled.
         fed (`torch.LongTensor` of shape `(batch_size,)`): Number of tokens that are final and in the KV cache.
@@ -37,6 +60,8 @@ class Batch:
         ids = torch.arange(vocab_size, device="cpu")
         self._ids = torch.cat([vocabulary.code_ids.cpu(), ids]).to(device)
         self.rows: list[Row] = []
+        self.images: list[Row] = []
+        self.texts: list[Row] = []
         self.symbols = torch.empty(0, 0, dtype=torch.long, device=device)
         self.is_known = torch.empty(0, 0, dtype=torch.bool, device=device)
         self.log_probs = torch.empty(0, 0, device=device)
@@ -47,7 +72,7 @@ class Batch:
         length = max(length, self.symbols.shape[1])
         spare = length - self.symbols.shape[1]
         old = {row: index for index, row in enumerate(self.rows)}
-        picked = self._tensor([old.get(row, -1) for row in rows])
+        picked = self.upload([old.get(row, -1) for row in rows])
 
         def pick(tensor: torch.Tensor, fill: int) -> torch.Tensor:
             if not self.rows:
@@ -56,9 +81,8 @@ class Batch:
 
         self.symbols, self.is_known = pick(self.symbols, -1), pick(self.is_known, True)
         self.log_probs = pick(self.log_probs, 0)
-        self.fed = self.fed[picked] if self.rows else self._tensor([0] * len(rows))
+        self.fed = self.fed[picked] if self.rows else self.upload([0] * len(rows))
         self.rows = list(rows)
-        self.row_indices = torch.arange(len(rows), device=self.device)[:, None]
 
     def load(self, row: Row) -> None:
         """Take over what the host knows of a row: its tokens and how far they are fed."""
@@ -82,16 +106,33 @@ class Batch:
     def locate(self) -> None:
         """Work out where the images lie, after rows have been loaded."""
         images = [row.image for row in self.rows]
-        self.first = self._tensor([image.first if image else 0 for image in images])[:, None]
-        self.stride = self._tensor([image.columns + 1 if image else 1 for image in images])[:, None]
-        self.stop = self._tensor([image.stop if image else 2**40 for image in images])
-        self.answer_start = self._tensor([row.answer_start for row in self.rows])[:, None]
-        self.keys = self._tensor([row.request.key for row in self.rows])[:, None]
-        self.num_image_codes = self._tensor([image.rows * image.columns if image else 1 for image in images])[:, None]
-        self.greatest_stride = max(image.columns + 1 if image else 1 for image in images)
+        self.images = [row for row in self.rows if row.in_image]
+        self.texts = [row for row in self.rows if not row.in_image]
+        self.text_index = self.upload([index for index, row in enumerate(self.rows) if not row.in_image])
+        self.image_index = slice(None)
+        if self.texts:
+            self.image_index = self.upload([index for index, row in enumerate(self.rows) if row.in_image])
+        self.first = self.upload([image.first if image else 0 for image in images])[:, None]
+        self.stride = self.upload([image.columns + 1 if image else 1 for image in images])[:, None]
+        self.stop = self.upload([image.stop if image else 0 for image in images])
+        self.answer_start = self.upload([row.answer_start for row in self.rows])[:, None]
+        self.keys = self.upload([row.request.key for row in self.rows])[:, None]
+        self.places = SamplingPlaces([row.settings for row in self.images], self.device)
+        self.places.num_columns = self.stride[self.image_index] - 1
+        self.places.num_codes = self.upload([row.num_codes for row in self.images])[:, None]
 
-    def _tensor(self, values: list[int]) -> torch.LongTensor:
-        return torch.tensor(values, dtype=torch.long, device="cpu").to(self.device)
+    def upload(self, values: Sequence[int]) -> torch.LongTensor:
+        return torch.tensor(list(values), dtype=torch.long, device="cpu").to(self.device)
+
+    def open(self, positions: torch.LongTensor) -> Window:
+        """The places of the images at positions `(num_images, number)`, with their noise."""
+        images = self.image_index
+        place, stride = positions - self.first[images], self.stride[images]
+        noise = None
+        if self.places.any_random:
+            index = positions - self.answer_start[images]
+            noise = gumbel_noise(self.keys[images].expand_as(index), index, self.num_codes)
+        return Window(place, stride, noise, self.places.at(place - place // stride))
 
     def window_ids(self, window: int) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Token ids `(batch_size, window)` that a forward takes of each row, and their positions."""

@@ -10,35 +10,13 @@ one row of codes to the next. All rules are tensor operations on the device and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
-from .scheduling_lumina_mgpt import LuminaMGPTScheduler, SamplingPlaces
-
-
-@dataclass
-class Window:
-    """
-    Places of a forward, those past the end of an image included.
-
-    Args:
-        place (`torch.LongTensor` of shape `(batch_size, number)`): Index of each place in its image.
-        stride (`torch.LongTensor` of shape `(batch_size, 1)`): Places from one row of codes to the next.
-        noise (`torch.Tensor` of shape `(batch_size, number, num_codes)`, *optional*):
-            Gumbel noise of the places; None where nothing is random.
-        rule ([`SamplingPlaces`]): The places as the sampler sees them.
-    """
-
-    place: torch.LongTensor
-    stride: torch.LongTensor
-    noise: torch.Tensor | None
-    rule: SamplingPlaces
-
-    def last(self, number: int) -> Window:
-        """The last places of each row."""
-        noise = None if self.noise is None else self.noise[:, -number:]
-        return Window(self.place[:, -number:], self.stride, noise, self.rule.last(number))
+from .batch import Batch, Window
+from .row import Row
+from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 
 
 def random_codes(window: Window, num_codes: int) -> torch.LongTensor:
@@ -102,6 +80,9 @@ class NeighborLogits:
         self._images = torch.arange(len(rows), device=rows.device)[:, None]
         self._logits = old_logits.new_zeros(len(rows), stride + 1, old_logits.shape[2])
         self._is_known = old_known.new_zeros(len(rows), stride + 1)
+        if not len(old_logits):
+            self._last = torch.full_like(rows[:, None], -1)
+            return
         self._logits[:, :number] = old_logits[source, :number]
         self._is_known[:, :number] = old_known[source, :number] & is_old[:, None]
         self._last = self._last[source].where(is_old[:, None], -1)
@@ -133,3 +114,66 @@ class NeighborLogits:
         beside = self._logits[self._images, self._last % window.stride]
         logits = torch.lerp(beside, self._logits[self._images, columns], weight[..., None])
         return self.scheduler.choose(logits, window.noise, window.rule).where(self._last >= 0, -1)
+
+
+class Drafts:
+    r"""
+    The drafts of all images that are being sampled.
+
+    Args:
+        scheduler ([`LuminaMGPTScheduler`]): The sampler.
+        draft_init (`str`): The rule of first guesses.
+        batch ([`Batch`]): The rows.
+    """
+
+    def __init__(self, scheduler: LuminaMGPTScheduler, draft_init: str, batch: Batch) -> None:
+        self.scheduler = scheduler
+        self.draft_init = draft_init
+        self.batch = batch
+        self._images: list[Row] = []
+        self._neighbors: NeighborLogits | None = None
+        # For every image, the position after the last that was in a window.
+        self._stops: dict[Row, int] = {}
+
+    def follow(self, loaded: Sequence[Row]) -> None:
+        """Go on with the images that the batch has now; those of `loaded` rows begin anew."""
+        batch, images = self.batch, self.batch.images
+        self._stops = {row: stop for row, stop in self._stops.items() if row in images and row not in loaded}
+        if self.draft_init == "logits" and images:
+            stride = max(row.num_columns for row in images) + 1
+            if self._neighbors is None:
+                self._neighbors = NeighborLogits(self.scheduler, 0, stride, batch.num_codes, batch.device)
+            old = {row: index for index, row in enumerate(self._images) if row not in loaded}
+            self._neighbors.take(batch.upload([old.get(row, -1) for row in images]), stride)
+        self._images = list(images)
+
+    def observe(self, window: Window, logits: torch.Tensor) -> None:
+        """Take note of the guided logits of a window."""
+        if self._neighbors is not None:
+            self._neighbors.observe(window, logits)
+
+    def fill(self, window: int, is_read: bool) -> None:
+        """
+        Guess the codes of the places that come into a window for the first time.
+
+        Args:
+            window (`int`): Number of its places.
+            is_read (`bool`): Whether the host knows how far each image is.
+        """
+        batch, images = self.batch, self.batch.image_index
+        number = window
+        if is_read:
+            number = max(row.num_fed + window - self._stops.get(row, row.num_fed) for row in self._images)
+            number = min(max(number, 1), window)
+            self._stops = {row: row.num_fed + window for row in self._images}
+        positions = batch.fed[images][:, None] + torch.arange(window - number + 1, window + 1, device=batch.device)
+        new, symbols = batch.open(positions), batch.symbols[images]
+        drafts = symbols.gather(1, positions)
+        if self._neighbors is not None:
+            drafts = drafts.where(drafts >= 0, self._neighbors.guess(new))
+        elif self.draft_init == "above":
+            places = batch.first[images] + torch.arange(symbols.shape[1], device=batch.device)
+            image = symbols.gather(1, places.clamp(max=symbols.shape[1] - 1))
+            drafts = drafts.where(drafts >= 0, codes_above(new, image))
+        drafts = drafts.where(drafts >= 0, random_codes(new, batch.num_codes))
+        batch.symbols[images] = symbols.scatter(1, positions, drafts)

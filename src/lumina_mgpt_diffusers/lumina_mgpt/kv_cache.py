@@ -74,6 +74,8 @@ class RowsLayer(SlotLayer):
         for states in (self.keys, self.values):
             torch._dynamo.maybe_mark_dynamic(states, 0)
             torch._dynamo.maybe_mark_dynamic(states, 2)
+            if states.is_cuda:
+                torch._dynamo.mark_static_address(states)
         self.is_initialized = True
 
 
