@@ -194,6 +194,14 @@ class Engine:
             self._keep_cache(row)
         self._is_stale = True
 
+    def discard(self, row: Row) -> None:
+        """Let a row go that has failed, or that nobody waits for."""
+        if row in self._waiting:
+            self._waiting.remove(row)
+        if not row.is_finished:
+            row.fail(RuntimeError("The request was discarded."))
+        self._is_stale = True
+
     # A step
 
     @torch.no_grad()

@@ -1,0 +1,346 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Requests that come and go, and the same codes for them in every company, in float32 and in bfloat16."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from conftest import copy_of
+
+from lumina_mgpt_diffusers import LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine
+from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation
+from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar, Request
+from lumina_mgpt_diffusers.lumina_mgpt.row import Row, SampledImage
+from lumina_mgpt_diffusers.lumina_mgpt.windows import ForwardShapes, WindowTuner
+
+
+SIZES = [(64, 64), (32, 96), (96, 32), (64, 96), (96, 96)]
+DRAFTS = [0, 1, 3, 7, 15, 31, 63, "auto"]
+QUESTIONS = ["Tell a story with two pictures.", "Hello, who are you?", "Generate an image of 64x64", ""]
+
+
+class Bench:
+    """What requests are made and sampled with."""
+
+    def __init__(self, pipe) -> None:
+        self.pipe = pipe
+        self.vocabulary = pipe.image_vocabulary
+        self.grammar = Grammar.from_tokenizer(pipe.tokenizer, self.vocabulary, pipe.scheduler.config.resolution)
+        self._alone: dict = {}
+
+    def engine(self, num_draft_tokens=0, **kwargs) -> Engine:
+        return Engine(
+            self.pipe.transformer, self.pipe.scheduler, self.grammar, torch.device("cpu"), num_draft_tokens, **kwargs
+        )
+
+    def request(self, kind: tuple) -> Request:
+        """Of `(question, size or None for a conversation, guidance scale, top-k, key)`."""
+        question, size, guidance_scale, top_k, key = kind
+        content = [{"role": "user", "content": QUESTIONS[question]}]
+        return Request(
+            context=encode_conversation(self.pipe.tokenizer, content),
+            settings=self.pipe.scheduler.settings(guidance_scale=guidance_scale, top_k=top_k, text_top_k=3),
+            key=key,
+            size=size,
+            is_image=size is not None,
+            max_new_tokens=None if size is not None else 40,
+        )
+
+    def alone(self, kind: tuple) -> list:
+        """What a request samples by itself, one code at a time."""
+        if kind not in self._alone:
+            engine = self.engine()
+            row = engine.submit(self.request(kind))
+            run(engine)
+            self._alone[kind] = result_of(row)
+        return self._alone[kind]
+
+
+def run(engine: Engine) -> None:
+    while not engine.is_idle:
+        engine.step()
+
+
+def result_of(row: Row) -> list:
+    codes = [piece.codes.tolist() for piece in row.take_pieces() if isinstance(piece, SampledImage)]
+    return [row.finish_reason, row.token_ids, codes]
+
+
+def random_kind(choice: random.Random) -> tuple:
+    size = choice.choice([*SIZES, None])
+    return (choice.randrange(4), size, choice.choice([1.0, 4.0]), choice.choice([1, 50, 2000, 0]), choice.randrange(3))
+
+
+@pytest.fixture(scope="module")
+def bench(trained_pipe) -> Bench:
+    return Bench(trained_pipe)
+
+
+@pytest.fixture(scope="module")
+def bfloat16_bench(trained_pipe) -> Bench:
+    pipe = copy_of(trained_pipe)
+    pipe.transformer.to(torch.bfloat16)
+    return Bench(pipe)
+
+
+def run_schedule(bench: Bench, seed: int) -> None:
+    """Requests enter at random steps; some are cancelled, some fail, and all others are what they are alone."""
+    choice = random.Random(seed)
+    engine = bench.engine(choice.choice(DRAFTS), max_slots=choice.choice([None, 3, 6]))
+    waiting = [random_kind(choice) for _ in range(choice.randint(2, 7))]
+    running: list[tuple[tuple, Row]] = []
+    cancelled = set()
+    for step in itertools.count():
+        while waiting and (choice.random() < 0.3 or engine.is_idle):
+            kind = waiting.pop()
+            running.append((kind, engine.submit(bench.request(kind))))
+        if running and choice.random() < 0.03:
+            row = choice.choice(running)[1]
+            engine.stop(row)
+            cancelled.add(row)
+        if running and choice.random() < 0.01:
+            row = choice.choice(running)[1]
+            if not row.is_finished:
+                row.fail(RuntimeError("a client that left"))
+                engine.discard(row)
+                cancelled.add(row)
+        if engine.is_idle and not waiting:
+            break
+        engine.step()
+        assert step < 5000
+    for kind, row in running:
+        if row not in cancelled:
+            assert row.error is None and result_of(row) == bench.alone(kind), (seed, kind)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_schedules_of_requests(bench, seed):
+    run_schedule(bench, seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_schedules_of_requests_in_bfloat16(bfloat16_bench, seed):
+    run_schedule(bfloat16_bench, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_thousand_schedules(bench, bfloat16_bench, dtype):
+    for seed in range(1000):
+        run_schedule(bench if dtype == "float32" else bfloat16_bench, seed)
+
+
+# bfloat16
+
+
+@pytest.fixture(scope="module")
+def wide_pipe(trained_pipe):
+    """A model with matrices wide enough for the kernels of CPUs to differ, of logits far apart enough to matter."""
+    pipe = copy_of(trained_pipe)
+    config = pipe.transformer.config
+    values = {**config.to_dict(), "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4}
+    values |= {"num_key_value_heads": 4, "head_dim": 128}
+    transformer = type(pipe.transformer)(type(config)(**values)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if parameter.ndim > 1 and "norm" not in name:
+                parameter.normal_(std=0.05, generator=generator)
+    pipe.transformer = transformer.to(torch.bfloat16)
+    return pipe
+
+
+def codes_of(pipe, indices, num_draft_tokens, **kwargs) -> list[torch.Tensor]:
+    prompts = ["a cat", "", "A red fox in the snow.", "sunset", "b"]
+    return list(
+        pipe(
+            [prompts[index] for index in indices],
+            height=[SIZES[index][0] for index in indices],
+            width=[SIZES[index][1] for index in indices],
+            generator=[torch.Generator().manual_seed(index) for index in indices],
+            num_draft_tokens=num_draft_tokens,
+            output_type="latent",
+            **kwargs,
+        ).images
+    )
+
+
+@pytest.mark.parametrize("guidance_scale, top_k", [(4.0, 2000), (1.0, 50), (4.0, 0)])
+def test_bfloat16_images_depend_on_neither_drafts_nor_batch(wide_pipe, guidance_scale, top_k):
+    settings = {"guidance_scale": guidance_scale, "top_k": top_k}
+    expected = codes_of(wide_pipe, range(5), 0, **settings)
+    for num_draft_tokens in (1, 7, 31, "auto"):
+        found = codes_of(wide_pipe, range(5), num_draft_tokens, **settings)
+        assert all(map(torch.equal, found, expected)), num_draft_tokens
+    for indices in ([0], [3, 1]):
+        found = codes_of(wide_pipe, indices, 15, **settings)
+        assert all(torch.equal(own, expected[index]) for own, index in zip(found, indices)), indices
+
+
+def test_without_canonical_shapes_bfloat16_images_differ(wide_pipe, monkeypatch):
+    # Where the kernels of this machine agree in all shapes there is nothing to see.
+    inputs, weight = torch.randn(256, 512).bfloat16(), torch.randn(1024, 512).bfloat16()
+    if torch.equal((inputs @ weight.T)[:8], inputs[:8] @ weight.T):
+        pytest.skip("kernels of this CPU round alike for any number of rows")
+    expected = codes_of(wide_pipe, range(5), 0)
+    monkeypatch.setattr(ForwardShapes, "for_device", lambda *args: ForwardShapes())
+    found = [codes_of(wide_pipe, range(5), number) for number in (0, 31)]
+    assert not all(map(torch.equal, found[0] + found[1], expected + expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", [None, "inductor"])
+def test_the_same_codes_in_every_company(wide_pipe, dtype, backend):
+    """The whole: drafts x company x time of entry x guidance x top-k, eager and compiled."""
+    pipe = copy_of(wide_pipe)
+    pipe.transformer.to(dtype)
+    if backend is not None:
+        torch._dynamo.reset()
+        pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend=backend)
+    bench = Bench(pipe)
+    others = [(row % 4, [*SIZES, None][row % 6], (1.0, 4.0)[row % 2], 50, row) for row in range(15)]
+    for guidance_scale, top_k in itertools.product((1.0, 4.0), (1, 50, 2000, 0)):
+        kinds = [(index % 4, size, guidance_scale, top_k, 7) for index, size in enumerate([*SIZES, None])]
+        for drafts, number, start in itertools.product(DRAFTS, (1, 2, 5, 16), (0, 7, 100)):
+            engine = bench.engine(drafts)
+            for kind in others[: number - 1]:
+                engine.submit(bench.request(kind))
+            for _ in range(start):
+                engine.step()
+            kind = kinds[(number + start) % len(kinds)]
+            row = engine.submit(bench.request(kind))
+            run(engine)
+            assert result_of(row) == bench.alone(kind), (guidance_scale, top_k, drafts, number, start)
+
+
+# Windows
+
+
+def test_shapes_of_forwards():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert not ForwardShapes.for_device(cpu, torch.float32, None).is_canonical
+    assert ForwardShapes.for_device(cpu, torch.bfloat16, None).max_tokens == 32
+    assert not ForwardShapes.for_device(cpu, torch.bfloat16, False).is_canonical
+    assert not ForwardShapes.for_device(cuda, torch.bfloat16, None).is_canonical
+    assert ForwardShapes.for_device(cuda, torch.bfloat16, True).window == 16
+
+
+def test_one_shape_for_all_forwards(bench, monkeypatch, count_forwards):
+    # As `batch_invariant` has it on a GPU.
+    monkeypatch.setattr(ForwardShapes, "for_device", lambda *args: ForwardShapes(max_tokens=32, window=16))
+    kinds = [(0, (64, 96), 4.0, 50, 1), (2, (32, 96), 1.0, 50, 2), (1, None, 4.0, 50, 3)]
+    engine = bench.engine("auto")
+    with count_forwards(bench.pipe.transformer) as forwards:
+        rows = [engine.submit(bench.request(kind)) for kind in kinds]
+        run(engine)
+    assert {*zip(forwards.rows, forwards.windows)} <= {(2, 16), (1, 32), (1, 256)}
+    monkeypatch.undo()
+    assert [result_of(row) for row in rows] == [bench.alone(kind) for kind in kinds]
+
+
+# How many places drafts alone would make final, step by step.
+ACCEPTED = [1, 1, 2, 3, 3, 4, 5, 6, 9, 20]
+
+
+@pytest.mark.parametrize("best", [1, 2, 4, 8, 16, 32])
+def test_the_tuner_finds_the_best_window_and_stays(best):
+    windows = [1, 2, 4, 8, 16, 32]
+    codes = {window: sum(min(number, window) for number in ACCEPTED) / len(ACCEPTED) for window in windows}
+    distance = {window: abs(windows.index(window) - windows.index(best)) for window in windows}
+    seconds = {window: codes[window] * (1 + 0.25 * distance[window]) for window in windows}
+    tuner, chosen = WindowTuner(windows), []
+    for _ in range(1200):
+        chosen.append(tuner.choose(2))
+        tuner.observe(chosen[-1], seconds[chosen[-1]], [min(number, chosen[-1]) for number in ACCEPTED])
+    assert sum(window == best for window in chosen[300:]) > 0.9 * 900
+    spent, made = (sum(of[window] for window in chosen) for of in (seconds, codes))
+    assert spent / made < 1.05 * seconds[best] / codes[best]
+
+
+def test_many_rows_begin_with_small_windows():
+    assert WindowTuner([1, 2, 4, 8, 16, 32]).choose(2) == 16
+    assert WindowTuner([1, 2, 4, 8, 16, 32]).choose(32) == 1
+    assert WindowTuner([2, 4, 8, 16, 32]).choose(32) == 2
+
+
+# Room
+
+
+def test_waiting_requests_enter_as_others_leave(bench, count_forwards):
+    kinds = [(0, (32, 32), 4.0, 50, key) for key in range(6)]
+    engine = bench.engine(max_slots=4)
+    with count_forwards(bench.pipe.transformer) as forwards:
+        rows = [engine.submit(bench.request(kind)) for kind in kinds]
+        run(engine)
+    assert max(forwards.rows) <= 4
+    assert [result_of(row) for row in rows] == [bench.alone(kind) for kind in kinds]
+
+
+def test_memory_stays_flat(bench):
+    engine = bench.engine("auto", max_slots=4)
+    sizes = []
+    for key in range(12):
+        for size in ((96, 96), (32, 96), None):
+            engine.submit(bench.request((key % 4, size, 4.0, 50, key)))
+        run(engine)
+        sizes.append(engine.cache.num_bytes)
+    assert len(set(sizes[1:])) == 1 and not engine.rows[1:]
+
+
+def test_a_row_that_fails_leaves_the_others_alone(bench):
+    kinds = [(0, (64, 64), 4.0, 50, 1), (1, (64, 64), 4.0, 50, 2)]
+    engine = bench.engine()
+    rows = [engine.submit(bench.request(kind)) for kind in kinds]
+    for _ in range(5):
+        engine.step()
+    state = {"is_on": True}
+
+    def poison(module, args, output):
+        if state["is_on"]:
+            output.logits[0] = torch.nan
+        state["is_on"] = False
+        return output
+
+    hook = bench.pipe.transformer.register_forward_hook(poison)
+    run(engine)
+    hook.remove()
+    assert isinstance(rows[0].error, ValueError)
+    assert rows[1].error is None and result_of(rows[1]) == bench.alone(kinds[1])
+
+
+def test_log_probs_do_not_depend_on_drafts(trained_pipe):
+    latents = torch.full((1, 4, 6), -1)
+    latents[:, 1, 2:4] = 5
+    found = [
+        trained_pipe(
+            "a cat",
+            latents=latents,
+            generator=torch.Generator().manual_seed(0),
+            num_draft_tokens=number,
+            return_log_probs=True,
+        ).log_probs
+        for number in (0, 7, "auto")
+    ]
+    assert found[0].shape == (1, 4, 6) and (found[0] <= 0).all()
+    assert (found[0][latents >= 0] == 0).all() and (found[0][latents < 0] < 0).all()
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-4, rtol=0)
+
+
+class Decaying(LuminaMGPTScheduler):
+    def guide(self, conditional, unconditional, places):
+        scale = 1 + (places.guidance_scale - 1) * (1 - places.index / places.num_codes)
+        return unconditional + scale[..., None] * (conditional - unconditional)
+
+
+def test_a_rule_of_ones_own_is_exact_with_drafts(trained_pipe):
+    pipe = copy_of(trained_pipe)
+    expected = codes_of(pipe, range(3), 0)
+    pipe.scheduler = Decaying.from_config(pipe.scheduler.config)
+    own = codes_of(pipe, range(3), 0)
+    assert not any(map(torch.equal, own, expected))
+    for number in (1, 7, "auto"):
+        assert all(map(torch.equal, codes_of(pipe, range(3), number), own))
