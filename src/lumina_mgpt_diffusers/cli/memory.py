@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         "num_draft_tokens": args.num_draft_tokens,
     }
     estimate = estimate_memory(config, args.height, args.width, args.num_images, **settings)
-    for name in ("weights", "kv_cache", "noise", "activations", "total"):
+    for name in ("weights", "kv_cache", "drafts", "activations", "total"):
         print(f"{name.replace('_', ' '):12}{getattr(estimate, name) / GIB:8.2f} GiB")
     if args.available is not None:
         number = largest_batch(int(args.available * GIB), config, args.height, args.width, **settings)

@@ -386,7 +386,10 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         batch_size, window, num_codes = model_output.shape
         if len(sample) != batch_size:
             raise ValueError(f"`sample` has {len(sample)} rows but `model_output` has {batch_size}.")
-        first = torch.as_tensor(timestep, device=sample.device).expand(batch_size)
+        if not isinstance(timestep, torch.Tensor):
+            # Filled on the device: a copy from the host would make it wait.
+            timestep = torch.full((), timestep, device=sample.device)
+        first = timestep.to(sample.device).expand(batch_size)
         slots = first[:, None] + torch.arange(window, device=sample.device)  # (batch_size, window)
         if places is None:
             settings = self.settings(temperature=temperature, top_k=top_k)
