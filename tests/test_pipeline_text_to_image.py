@@ -214,7 +214,7 @@ def test_components_are_left_alone(random_pipe, seeded):
         ({"prompt": "x", "num_inference_steps": 0}, "`num_inference_steps` has to be an integer >= 1 but is 0"),
         ({"prompt": "x", "guidance_scale": -1.0}, "`guidance_scale` has to be a finite number >= 0 but is -1.0"),
         ({"prompt": "x", "guidance_scale": "4"}, "`guidance_scale`"),
-        ({"prompt": "x", "num_images_per_prompt": 0}, "`num_images_per_prompt` has to be an integer >= 1 and <= 1024 but is 0"),
+        ({"prompt": "x", "num_images_per_prompt": 0}, "`num_images_per_prompt` has to be an integer >= 1 and <= 1024"),
         ({"prompt": "x", "num_images_per_prompt": 1.5}, "`num_images_per_prompt`"),
         ({"prompt": "x", "generator": 3}, "`generator` has to be a `torch.Generator` or a list of them but is 3"),
         ({"prompt": "x", "generator": [torch.Generator()] * 2}, "list of generators of length 2, .* batch size of 1"),

@@ -218,3 +218,9 @@ def test_compiles_to_one_graph_that_serves_every_step(model, ids):
         torch.testing.assert_close(logits[0, 0], expected[0, position, slice(*CODES)], atol=1e-4, rtol=0)
     assert counts["stats"]["unique_graphs"] == 1
     assert not counts["graph_break"]
+
+
+def test_generate_of_transformers_works(random_pipe):
+    ids = torch.arange(8910, 8914)[None]
+    output = random_pipe.transformer.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=1)
+    assert output.shape == (1, 7)

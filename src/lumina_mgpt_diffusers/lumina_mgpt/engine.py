@@ -25,6 +25,7 @@ from .noise import gumbel_noise
 from .request import Grammar, Request
 from .row import Row
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler, SamplerSettings, SamplingPlaces
+from .slot_attention import LEAST_QUERIES
 from .slots import CONDITIONAL, LENGTH_STEP, UNCONDITIONAL, Slots, round_up
 from .windows import MAX_WINDOW, ForwardShapes, WindowTuner
 
@@ -95,8 +96,8 @@ class Engine:
         shapes = ForwardShapes.for_device(device, transformer.dtype, config.batch_invariant)
         self._tuner = None
         if self.num_draft_tokens == "auto":
-            # A window of one place is other code than longer ones, once compiled.
-            least = 2 if self._is_compiled else 1
+            # Short windows are other code than longer ones, once compiled.
+            least = LEAST_QUERIES if self._is_compiled else 1
             sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if least <= size <= shapes.max_window]
             self._tuner = WindowTuner(sizes)
         most = MAX_WINDOW if self._tuner is not None else max(self.num_draft_tokens, MAX_RUN) + 1
@@ -235,6 +236,10 @@ class Engine:
         slots, texts = self._slots, set(self._batch.texts)
         ids, positions = self._batch.window_ids(window)
         slot_ids, slot_positions = ids[self._slot_rows], positions[self._slot_rows] - self._slot_offsets
+        if self._is_compiled and not self._is_recorded:
+            # One graph serves windows of any length, but for those of one place.
+            for tensor in (slot_ids, slot_positions):
+                torch._dynamo.maybe_mark_dynamic(tensor, 1)
         reach = max(row.num_fed - offset for (row, _), offset in zip(slots.entries, slots.offsets))
         reach += sum(size for _, size in self._unread) + window
         length = min(round_up(reach, slots.length_step), slots.cache.max_length - 1)

@@ -149,6 +149,7 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
                 ids = [*kept, separator]
             conversations.append(ids)
         length = max(map(len, conversations))
+        device = device or torch.device("cpu")
         token_ids = torch.full((len(prompts), length), self.tokenizer.pad_token_id, device=device)
         attention_mask = torch.zeros_like(token_ids)
         for row, ids in enumerate(conversations):

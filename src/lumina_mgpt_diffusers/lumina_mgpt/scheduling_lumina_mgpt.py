@@ -98,7 +98,7 @@ class SamplingPlaces:
         self.settings = list(settings)
 
         def column(values: list, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype).to(device)[:, None]
+            return torch.tensor(values, dtype=dtype, device="cpu").to(device)[:, None]
 
         self.guidance_scale = column([one.guidance_scale for one in settings])
         self.temperature = column([one.temperature or 1.0 for one in settings])
@@ -422,7 +422,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         generators = generator if isinstance(generator, list) else [generator] * batch_size
         if len(generators) != batch_size:
             raise ValueError(f"`generator` is a list of {len(generators)} but the batch size is {batch_size}.")
-        return torch.tensor([draw_key(one) for one in generators])
+        return torch.tensor([draw_key(one) for one in generators], device="cpu")
 
 
 __all__ = ["LuminaMGPTScheduler", "LuminaMGPTSchedulerOutput", "SamplerSettings", "SamplingPlaces"]
