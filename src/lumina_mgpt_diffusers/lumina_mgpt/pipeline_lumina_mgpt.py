@@ -397,8 +397,9 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             self._warn_of_size(*size)
         if num_inference_steps not in (None, call.num_timesteps):
             warn_once(
-                "`num_inference_steps` does not apply to Lumina-mGPT: it samples one code for every 16x16 pixels, so"
-                " that the number of steps follows from the size. The value is ignored."
+                "`num_inference_steps` does not apply to Lumina-mGPT, which samples one code for every"
+                f" {self.vae_scale_factor}x{self.vae_scale_factor} pixels: the number of steps follows from the size."
+                " The value is ignored."
             )
 
         # 2. Encode the prompts
