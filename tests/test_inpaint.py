@@ -97,6 +97,14 @@ def test_image_and_mask_are_cropped_alike():
         assert np.array_equal(cells, hole.reshape(wanted[0] // 16, 16, wanted[1] // 16, 16).any(axis=(1, 3)))
 
 
+def test_a_pixel_across_an_edge_touches_both_cells():
+    # Of 100 pixels on 6 cells each has 16.67; a mask of 50 is stretched over them.
+    for width, column, touched in ((100, 16, [0, 1]), (100, 15, [0]), (100, 17, [1]), (50, 8, [0, 1]), (50, 7, [0])):
+        mask = mask_of((slice(0, 1), slice(column, column + 1)), size=(100, width)) > 0
+        cells = touched_cells(mask, (100, 100), (96, 96), 16)
+        assert cells.nonzero()[1].tolist() == touched and not cells[1:].any()
+
+
 def test_what_is_kept_of_an_image_is_in_its_middle():
     assert kept_box((200, 100), 96, 96) == (50, 0, 150, 100)
     assert kept_box((96, 96), 96, 96) == (0, 0, 96, 96)

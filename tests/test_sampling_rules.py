@@ -163,6 +163,16 @@ def test_log_probs_add_up_to_the_law_and_are_0_for_what_was_not_sampled(random_p
     assert call(random_pipe, height=32, width=32).log_probs is None
 
 
+@pytest.mark.parametrize("num_draft_tokens", [0, 7])
+def test_given_codes_between_sampled_ones_have_no_log_probs(random_pipe, num_draft_tokens):
+    latents = call(random_pipe, height=32, width=32).images
+    latents[0, 0, 0] = latents[0, 1, 1] = -1
+    output = call(
+        random_pipe, height=32, width=32, latents=latents, return_log_probs=True, num_draft_tokens=num_draft_tokens
+    )
+    assert (output.log_probs[0] < 0).tolist() == [[True, False], [False, True]]
+
+
 def test_log_probs_of_images_from_images(trained_pipe):
     pipe = img2img_from(trained_pipe)
     output = call(pipe, image=IMAGE, return_log_probs=True)
