@@ -160,6 +160,15 @@ def test_an_overlay_keeps_the_pixels_outside_of_the_mask(pipe, output_type):
         assert not np.array_equal(before, after)
 
 
+def test_an_overlay_of_codes_and_of_several_sizes(pipe):
+    (codes,) = pipe.encode_image(IMAGE)
+    wide = np.ascontiguousarray(IMAGE[:48])
+    first, second = pipe(PROMPT, [codes, wide], [MASK, MASK[:48]], overlay=True, output_type="np", top_k=1).images
+    decoded = pipe.decode_images(codes[None], "np")[0]
+    np.testing.assert_allclose(first[MASK == 0], decoded[MASK == 0], atol=1e-6)
+    assert second.shape == (64, 128, 3)
+
+
 def test_a_stream_ends_at_the_codes_of_the_call(pipe):
     steps = list(pipe.stream(PROMPT, IMAGE, MASK, generator=seeded(), every=1))
     assert torch.equal(steps[-1].codes, call(pipe).images)
