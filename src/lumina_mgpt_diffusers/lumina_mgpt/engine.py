@@ -121,7 +121,9 @@ class Engine:
 
     def _wait(self, row: Row) -> None:
         if row.in_image and row.image.stop <= row.image.first:
-            row.close_image(row.image.given)  # nothing of it is to be sampled
+            # Nothing of it is to be sampled.
+            log_probs = torch.zeros(row.image.given.shape, device="cpu") if row.request.needs_log_probs else None
+            row.close_image(row.image.given, log_probs)
         else:
             self._waiting.append(row)
 
