@@ -32,8 +32,7 @@ def codes_of(pipe, prompt, seeds, **kwargs) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=["square", "wide", "tall"])
-@pytest.mark.parametrize("draft_init", ["above", "random"])
-@pytest.mark.parametrize("num_drafts", DRAFTS[1:])
+@pytest.mark.parametrize("draft_init, num_drafts", [("above", 1), ("random", 3), ("above", 15), ("random", 31)])
 def test_drafts_do_not_change_the_codes(trained_pipe, with_sampler, num_drafts, draft_init, size):
     kwargs = {"height": size[0], "width": size[1], "seeds": [7]}
     expected = codes_of(trained_pipe, PROMPTS[0], **kwargs)

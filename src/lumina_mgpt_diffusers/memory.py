@@ -13,9 +13,6 @@ from .lumina_mgpt.slots import slots_needed
 from .lumina_mgpt.windows import MAX_WINDOW
 
 
-PATCH_SIZE = 16
-
-
 @dataclass(frozen=True)
 class MemoryEstimate:
     """
@@ -52,6 +49,7 @@ def estimate_memory(
     prompt_length: int = 64,
     num_draft_tokens: int | str = "auto",
     num_codes: int = 8192,
+    patch_size: int = 16,
     vqvae_parameters: int = 68_718_467,
 ) -> MemoryEstimate:
     """
@@ -67,6 +65,7 @@ def estimate_memory(
         prompt_length (`int`, defaults to 64): Longest prompt in tokens.
         num_draft_tokens (`int` or `"auto"`, defaults to `"auto"`): Draft tokens of a forward, at most.
         num_codes (`int`, defaults to 8192): Size of the codebook.
+        patch_size (`int`, defaults to 16): Pixels per code, the stride of the VQ model.
         vqvae_parameters (`int`): Parameters of the VQ model, by default those of the released one.
 
     Returns:
@@ -93,7 +92,7 @@ def estimate_memory(
     embeddings = 2 * config.vocab_size * config.hidden_size * element
     weights = int(config.num_hidden_layers * layer) + embeddings + vqvae_parameters * element
 
-    num_rows, num_columns = height // PATCH_SIZE, width // PATCH_SIZE
+    num_rows, num_columns = height // patch_size, width // patch_size
     window = MAX_WINDOW if num_draft_tokens == "auto" else max(num_draft_tokens, MAX_RUN) + 1
     # The prompt, start and size tags, and the codes with row ends but the last.
     slots = slots_needed(prompt_length + 3 + num_rows * (num_columns + 1) - 1, window)

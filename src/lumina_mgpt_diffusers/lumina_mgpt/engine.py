@@ -122,8 +122,7 @@ class Engine:
     def _wait(self, row: Row) -> None:
         if row.in_image and row.image.stop <= row.image.first:
             # Nothing of it is to be sampled.
-            log_probs = torch.zeros(row.image.given.shape, device="cpu") if row.request.needs_log_probs else None
-            row.close_image(row.image.given, log_probs)
+            row.close_image(row.image.given, self.log_probs(row))
         else:
             self._waiting.append(row)
 
@@ -152,6 +151,15 @@ class Engine:
         if not row.in_image:
             return row.codes.to(self.device)
         return self._batch.codes(row) if row in self._batch.images else row.image.given.to(self.device)
+
+    def log_probs(self, row: Row) -> torch.Tensor | None:
+        """Log-probabilities `(rows, columns)` of the codes of the image that a row is in, if they are wanted."""
+        if not row.request.needs_log_probs:
+            return None
+        if not row.in_image:
+            return row.log_probs
+        given = torch.zeros(row.image.given.shape, device="cpu")
+        return self._batch.image_log_probs(row).cpu() if row in self._batch.images else given
 
     def set_codes(self, row: Row, codes: torch.LongTensor, first_change: int) -> None:
         """
@@ -187,7 +195,7 @@ class Engine:
         if row.is_finished:
             return
         if row in self._batch.images:
-            row.stop_here(self._batch.codes(row).cpu(), self._log_probs(row))
+            row.stop_here(self._batch.codes(row).cpu(), self.log_probs(row))
         else:
             row.stop_here(row.image.given if row.in_image else None)
         if row in self._waiting:
@@ -385,16 +393,13 @@ class Engine:
         for row in self.rows:
             if row.is_image_done():
                 self.read()
-                row.close_image(self._batch.codes(row).cpu(), self._log_probs(row))
+                row.close_image(self._batch.codes(row).cpu(), self.log_probs(row))
                 self._is_stale = True
             self._keep_cache(row)
 
     def _keep_cache(self, row: Row) -> None:
         if row.is_finished and row.request.keep_cache and row.cache is None and row.error is None:
             row.cache = self._slots.take(row)
-
-    def _log_probs(self, row: Row) -> torch.Tensor | None:
-        return self._batch.image_log_probs(row).cpu() if row.request.needs_log_probs else None
 
     # Who is in the batch
 

@@ -124,7 +124,9 @@ def sample_images(
                     num_rows = _num_rows(rows)
                     yield LuminaMGPTStreamOutput(_codes(engine, rows), num_rows, pipe, output_type)
         engine.read()
-        result = LuminaMGPTStreamOutput(_codes(engine, rows), _num_rows(rows), pipe, output_type, _log_probs(rows))
+        result = LuminaMGPTStreamOutput(
+            _codes(engine, rows), _num_rows(rows), pipe, output_type, _log_probs(engine, rows)
+        )
         pipe.keep_cache(engine)
         del engine  # and its KV cache, before the VQ model needs memory
         yield result
@@ -195,10 +197,9 @@ def _codes(engine: Engine, rows: Sequence[Row]) -> Codes:
     return stack_same([engine.codes(row) for row in rows])
 
 
-def _log_probs(rows: Sequence[Row]) -> torch.Tensor | list[torch.Tensor] | None:
-    if any(row.log_probs is None for row in rows):
-        return None
-    return stack_same([row.log_probs for row in rows])
+def _log_probs(engine: Engine, rows: Sequence[Row]) -> torch.Tensor | list[torch.Tensor] | None:
+    log_probs = [engine.log_probs(row) for row in rows]
+    return None if log_probs[0] is None else stack_same(log_probs)
 
 
 def stack_same(tensors: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
