@@ -13,10 +13,12 @@ import torch
 from conftest import BASE_SIZE
 from diffusers import VQModel
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from training_helpers import make_photos, short_run, weights_of
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler, LuminaMGPTTransformer
+from lumina_mgpt_diffusers.lumina_mgpt.unirep import code_token
 from lumina_mgpt_diffusers.training import fine_tune, fine_tune_progressively, packed_attention
 from lumina_mgpt_diffusers.training.arguments import (
     FineTuningArguments,
@@ -252,6 +254,16 @@ def test_recipes_that_are_none_are_refused(tmp_path, text, message):
         parse_arguments(FineTuningArguments, recipe(tmp_path, text))
 
 
+def with_codes(tokenizer: PreTrainedTokenizerFast, number: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that names only so many codes."""
+    gone = {code_token(code) for code in range(number, 8192)}
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] not in gone]
+    values["model"]["vocab"] = {name: id for name, id in values["model"]["vocab"].items() if name not in gone}
+    names = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(values)), **names)
+
+
 def test_a_fresh_model_of_any_codebook_and_base_size_is_trained(random_pipe, tmp_path):
     torch.manual_seed(0)
     vqvae = VQModel(
@@ -268,7 +280,10 @@ def test_a_fresh_model_of_any_codebook_and_base_size_is_trained(random_pipe, tmp
     config = copy.deepcopy(random_pipe.transformer.config)
     config.update({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1})
     fresh = LuminaMGPTPipeline(
-        random_pipe.tokenizer, LuminaMGPTTransformer(config), vqvae, LuminaMGPTScheduler(resolution=64)
+        with_codes(random_pipe.tokenizer, 64),
+        LuminaMGPTTransformer(config),
+        vqvae,
+        LuminaMGPTScheduler(resolution=64),
     )
     fresh.save_pretrained(tmp_path / "fresh")
     photos = make_photos(tmp_path / "photos")
