@@ -309,6 +309,7 @@ NUMERIC = {*SLOW, *SAMPLER, "num_inference_steps", "every", "max_sequence_length
 NUMERIC |= {"text_temperature", "text_top_k"}
 # What a refusal may name instead.
 ALIASES = {"task": ("template", *SAMPLER), "height": ("size",), "width": ("size",), "size": ("height",)}
+ALIASES["callback_on_step_end"] = ("_guidance_scale",)
 
 
 def arguments(models: Models, values: Values) -> Case:
@@ -335,10 +336,10 @@ def arguments(models: Models, values: Values) -> Case:
         return list(pipe.stream(**{**defaults, **kwargs}))
 
     is_numeric = {name: is_number(value) for name, value in changed.items() if name in NUMERIC}
+    drafts = changed.get("num_draft_tokens")
+    is_auto = isinstance(drafts, str) and drafts == "auto"
     is_fine = all(
-        fits
-        or (changed[name] is None and name not in REQUIRED)
-        or (name, changed[name]) == ("num_draft_tokens", "auto")
+        fits or (changed[name] is None and name not in REQUIRED) or (name == "num_draft_tokens" and is_auto)
         for name, fits in is_numeric.items()
     )
     plain = {name: plain_number(value) for name, value in changed.items()}
@@ -469,12 +470,12 @@ def checkpoints(models: Models, values: Values) -> Case:
     """A checkpoint with something wrong in one of its files."""
     pick = values.pick
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    shutil.copytree(CHECKPOINT, folder / "checkpoint")
-    shutil.copytree(VQGAN, folder / "vqgan")
+    shutil.copytree(CHECKPOINT, folder / "model")
+    shutil.copytree(VQGAN, folder / "images")
     has_to_be, names = None, []
     kind = pick(["bytes", "json", "json", "tensors", "tensors", "missing"])
     if kind == "tensors":
-        path = folder / "checkpoint" / "model.safetensors"
+        path = folder / "model" / "model.safetensors"
         tensors = load_file(path)
         name = pick(sorted(tensors))
         tensor = tensors.pop(name)
@@ -482,10 +483,10 @@ def checkpoints(models: Models, values: Values) -> Case:
         change = {
             "drop": {},
             "rename": {name + "s": tensor},
-            "reshape": {name: torch.cat([tensor, tensor])},
+            "reshape": {name: torch.cat([tensor, tensor], dim=-1)},
             "nan": {name: tensor.flatten().index_fill(0, torch.tensor(0), float("nan")).view(tensor.shape)},
             "type": {name: tensor.to(pick([torch.bool, torch.int8, torch.float64]))},
-            "extra": {name: tensor, "extra": tensor},
+            "extra": {name: tensor, "extra": tensor.clone()},
         }[how]
         save_file({**tensors, **change}, path, metadata={"format": "pt"})
         names, shown = [name, "safetensors"], f"{how} {name}"
@@ -505,13 +506,13 @@ def checkpoints(models: Models, values: Values) -> Case:
             keys = damage_json(content, values)
             path.write_text(json.dumps(content))
             names, shown = [str(key) for key in keys], f"{shown} {keys}"
-    names += [path.name, path.stem, "tokenizer", "config", "checkpoint", "vqgan"]
+    names += [path.name, path.stem, "tokenizer", "config"]
 
     def load() -> torch.Tensor:
         try:
             scheduler = LuminaMGPTScheduler(resolution=BASE_SIZE, num_draft_tokens=0)
             pipe = LuminaMGPTPipeline.from_pretrained(
-                folder / "checkpoint", original_vqgan=folder / "vqgan", scheduler=scheduler, dtype=torch.float32
+                folder / "model", original_vqgan=folder / "images", scheduler=scheduler, dtype=torch.float32
             )
             pipe.set_progress_bar_config(disable=True)
             return good_image(pipe)

@@ -161,11 +161,11 @@ class Values:
 @functools.cache
 def image_files() -> list[bytes]:
     """A small image in every format that is read."""
-    pixels = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    pixels = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
     files = []
     for name, mode in FORMATS:
         file = io.BytesIO()
-        image = PIL.Image.new(mode, (60, 40)) if mode in ("I;16", "F", "LAB") else pixels.convert(mode)
+        image = PIL.Image.new(mode, (20, 12)) if mode in ("I;16", "F", "LAB") else pixels.convert(mode)
         image.save(file, name)
         files.append(file.getvalue())
     return files

@@ -190,6 +190,8 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         batch_invariant: bool | None = None,
     ) -> None:
         self.settings()
+        check_choice("draft_init", draft_init, DRAFT_INITS)
+        check_choice("batch_invariant", batch_invariant, (None, True, False))
         # In types of Python's own, which can be saved.
         numbers = {"guidance_scale": guidance_scale, "temperature": temperature, "text_temperature": text_temperature}
         numbers |= {"top_k": top_k, "text_top_k": text_top_k, "top_p": top_p, "min_p": min_p}
@@ -198,8 +200,6 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             num_draft_tokens=check_num_draft_tokens(num_draft_tokens),
             **{name: plain_number(value) for name, value in numbers.items()},
         )
-        check_choice("draft_init", draft_init, DRAFT_INITS)
-        check_choice("batch_invariant", batch_invariant, (None, True, False))
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0, dtype=torch.long)
 
@@ -393,8 +393,10 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         batch_size, window, num_codes = model_output.shape
         if len(sample) != batch_size:
             raise ValueError(f"`sample` has {len(sample)} rows but `model_output` has {batch_size}.")
-        first = torch.as_tensor(timestep, device=sample.device).expand(batch_size)
-        slots = first[:, None] + torch.arange(window, device=sample.device)  # (batch_size, window)
+        # A number goes to the device as an argument of the addition; as a tensor the host would wait for it.
+        is_tensor = isinstance(timestep, torch.Tensor)
+        first = timestep.to(sample.device).expand(batch_size)[:, None] if is_tensor else timestep
+        slots = (first + torch.arange(window, device=sample.device)).expand(batch_size, window)
         if places is None:
             settings = self.settings(temperature=temperature, top_k=top_k)
             places = SamplingPlaces([settings] * batch_size, model_output.device)

@@ -285,10 +285,9 @@ def check_callback(callback: object, tensor_inputs: Sequence[str] | None, allowe
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         tensor_inputs = callback.tensor_inputs
     names = [] if tensor_inputs is None else tensor_inputs
-    unknown = names
-    if isinstance(names, (list, tuple)):
-        unknown = [name for name in names if name not in allowed]
-    if unknown != []:
+    is_list = isinstance(names, (list, tuple))
+    unknown = [name for name in names if not isinstance(name, str) or name not in allowed] if is_list else names
+    if not is_list or unknown:
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` has to be in {list(allowed)}, but found {shown(unknown)}"
         )
