@@ -114,7 +114,7 @@ def sample_images(
                     if row.error is not None:
                         raise row.error
                 if callback is not None:
-                    engine.read()
+                    engine.settle()
                 if all(row.num_codes for row in rows):
                     call.num_timesteps = progress_bar.total = max(row.num_codes for row in rows)
                     if callback is not None:
