@@ -120,6 +120,16 @@ def test_pipeline_callbacks(random_pipe, is_several):
     assert torch.equal(codes, call(random_pipe))
 
 
+def test_guidance_that_a_callback_sets_is_checked(random_pipe):
+    for scale in ("4", -1.0, float("nan"), None):
+
+        def change(pipe, step, timestep, inputs, scale=scale):
+            pipe._guidance_scale = scale
+
+        with pytest.raises(ValueError, match="`pipe._guidance_scale` has to be a finite number >= 0"):
+            call(random_pipe, callback_on_step_end=change)
+
+
 @pytest.mark.parametrize("num_draft_tokens", [0, 3])
 def test_callbacks_know_of_the_last_step_where_the_host_learns_late(
     random_pipe, with_sampler, monkeypatch, num_draft_tokens

@@ -63,11 +63,9 @@ def as_integer(value: object) -> int | None:
     return whole if whole == value else None
 
 
-def plain_number(value: Real | None) -> int | float | None:
-    """A number of any type as one of Python's, which JSON can hold; whole ones as integers but for floats."""
-    if value is None or isinstance(value, float):
-        return None if value is None else float(value)
-    whole = as_integer(value)
+def plain_number(value: Real) -> int | float:
+    """A number of any type as one of Python's, which JSON can hold."""
+    whole = None if isinstance(value, float) else as_integer(value)
     return float(value) if whole is None else whole
 
 
