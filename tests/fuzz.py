@@ -19,6 +19,7 @@ from conftest import CHECKPOINT, load_pipeline
 from diffusers.utils import logging as diffusers_logging
 from fuzz_cases import KINDS, Case, Models, brief
 from fuzz_values import Values
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 
@@ -108,10 +109,11 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     num_failures = 0
     with Models(load_pipeline(CHECKPOINT)) as models:
-        for failure in failures(models, args.only or range(args.cases), args.seed, args.kinds, args.check_every):
+        indices = tqdm(args.only or range(args.cases), mininterval=10)
+        for failure in failures(models, indices, args.seed, args.kinds, args.check_every):
             num_failures += 1
             print(failure, flush=True)
-    print(f"{num_failures} failures in {args.cases} cases.")
+    print(f"{num_failures} failures in {len(indices)} cases.")
     raise SystemExit(num_failures > 0)
 
 

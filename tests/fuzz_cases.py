@@ -309,7 +309,7 @@ NUMERIC = {*SLOW, *SAMPLER, "num_inference_steps", "every", "max_sequence_length
 NUMERIC |= {"text_temperature", "text_top_k"}
 # What a refusal may name instead.
 ALIASES = {"task": ("template", *SAMPLER), "height": ("size",), "width": ("size",), "size": ("height",)}
-ALIASES["callback_on_step_end"] = ("_guidance_scale",)
+ALIASES |= {"callback_on_step_end": ("_guidance_scale",), **dict.fromkeys(OF_PROMPTS, ("prompt",))}
 
 
 def arguments(models: Models, values: Values) -> Case:
@@ -440,13 +440,18 @@ def schedulers(models: Models, values: Values) -> Case:
         config |= values.pick([{"extra": 1}, {"_class_name": values.number()}, {"_use_default_values": ["top_k"]}])
         named.append("_class_name")
 
+    try:
+        written = json.dumps(config, default=str)
+    except ValueError:  # an integer that is too long
+        written = "{}"
+
     def make() -> LuminaMGPTScheduler:
         if route == "constructor":
             return LuminaMGPTScheduler(**config)
         if route == "from_config":
             return LuminaMGPTScheduler.from_config(config)
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "scheduler_config.json").write_text(json.dumps(config, default=str))
+            (Path(folder) / "scheduler_config.json").write_text(written)
             return LuminaMGPTScheduler.from_pretrained(folder)
 
     def is_right(scheduler: LuminaMGPTScheduler) -> bool:

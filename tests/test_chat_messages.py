@@ -225,7 +225,7 @@ def test_bad_sources_are_refused_by_name(load_from):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_new_tokens": 0}, "`max_new_tokens` has to be an integer >= 1 but is 0"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` has to be an integer >= 1"),
         ({"height": 64}, "`height` and `width` have to be given both"),
         ({"height": 50, "width": 64}, "divisible by 32 but are 50 and 64"),
         ({"text_temperature": -1}, "`text_temperature` has to be a finite number >= 0 but is -1"),
@@ -265,3 +265,9 @@ def test_what_a_batch_is():
     assert split_batch("Hi", None, None)[3] is False
     assert split_batch([{"role": "user", "content": "Hi"}], None, None)[3] is False
     assert split_batch(["Hi", [{"role": "user", "content": "Hi"}]], None, None)[3] is True
+
+
+@pytest.mark.parametrize("generator", [0, "cpu", [torch.Generator()], torch.Generator])
+def test_generators_of_conversations_are_checked(generator):
+    with pytest.raises(ValueError, match="`generator` has to be a `torch.Generator`, or None, but is"):
+        LuminaMGPTConversation(generator)
