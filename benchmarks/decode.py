@@ -26,12 +26,13 @@ from pathlib import Path
 import diffusers
 import psutil
 import torch
-import torch._inductor.config
 import transformers
 from models import (
+    PROMPT_LENGTH,
     SHAPES,
     build_transformer,
     cache_bytes,
+    compile_transformer,
     describe_hardware,
     measure_bandwidth,
     synchronize,
@@ -40,9 +41,7 @@ from models import (
 from strategies import Task, TimedTransformer, original, ours, transformers_generate
 
 
-PROMPT_LENGTH = 48
-
-NUM_DRAFTS = (1, 3, 7, 15, 31, 63)
+NUM_DRAFTS = (1, 3, 7, 15, 31, 63, "auto")
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,11 @@ def generate_static(task: Task) -> torch.Tensor:
     return transformers_generate(task, static=True)
 
 
-def with_drafts(number: int) -> Callable[[Task], torch.Tensor]:
+def with_drafts(number: int | str) -> Callable[[Task], torch.Tensor]:
     return functools.partial(ours, num_draft_tokens=number)
+
+
+batch_invariant = functools.partial(ours, batch_invariant=True)
 
 
 MODES = {
@@ -81,6 +83,8 @@ MODES = {
     **{f"drafts-{number}": Mode(with_drafts(number)) for number in NUM_DRAFTS},
     "compiled": Mode(ours, is_compiled=True),
     **{f"compiled-drafts-{number}": Mode(with_drafts(number), is_compiled=True) for number in NUM_DRAFTS},
+    "invariant": Mode(batch_invariant),
+    "compiled-invariant": Mode(batch_invariant, is_compiled=True),
     "flex": Mode(ours, is_compiled=True, attention="flex_attention"),
     "int8": Mode(ours, is_compiled=True, has_int8=True),
 }
@@ -137,14 +141,18 @@ class Clock:
         return self._end - self.ticks[0]
 
     @property
+    def mean_step_seconds(self) -> float:
+        return self.seconds / (len(self.ticks) - 1)
+
+    @property
     def step_seconds(self) -> float:
         """Of one step. The host may run ahead of a GPU, so that only the whole is a measure there."""
         if self.device.type == "cuda":
-            return self.seconds / (len(self.ticks) - 1)
+            return self.mean_step_seconds
         return statistics.median(after - before for before, after in zip(self.ticks, self.ticks[1:]))
 
 
-def prepare(transformer: torch.nn.Module, mode: Mode, device: torch.device) -> None:
+def prepare(transformer: torch.nn.Module, mode: Mode) -> None:
     """Bring the transformer into the state that a mode runs in."""
     if mode.has_int8:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
@@ -158,10 +166,7 @@ def prepare(transformer: torch.nn.Module, mode: Mode, device: torch.device) -> N
     # Compiled code stays with torch, so that compiling again costs nothing.
     transformer._compiled_call_impl = None
     if mode.is_compiled:
-        # CUDA graphs spare the host; on a CPU, freezing lays the weights out as its matrix products read them.
-        torch._inductor.config.freezing = device.type == "cpu"
-        options = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
-        transformer.compile(fullgraph=True, **options)
+        compile_transformer(transformer)
 
 
 def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
@@ -170,12 +175,13 @@ def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
 
     Returns:
         `dict`: Of the fastest of `repeats` runs the median time of a step, and what follows from it.
-        `seconds_per_image` is that of a whole image at one step per code, also if `task.max_steps` cut the run short.
+        `seconds_per_image` is that of a whole image at that time per step and as many codes per step, also if
+        `task.max_steps` cut the run short.
     """
     transformer, device, mode = task.transformer, task.device, MODES[name]
     if task.max_steps:
         task = replace(task, num_given_rows=task.rows // 2)
-    prepare(transformer, mode, device)
+    prepare(transformer, mode)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     is_compiled = mode.is_compiled or name == "generate-static"
@@ -185,7 +191,12 @@ def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
         # Past the end of a row, which is a window of its own. A CUDA graph is recorded the second time a window comes
         # along and used from the third on.
         num_rows = 4 if device.type == "cuda" else 1
-        mode.sample(replace(task, max_steps=num_rows * task.columns + 2))
+        warm_up = replace(task, max_steps=num_rows * task.columns + 2)
+        mode.sample(warm_up)
+        if name.endswith("auto"):
+            # It may choose any of the windows at any time.
+            for window in NUM_DRAFTS[:-1]:
+                with_drafts(window)(replace(warm_up, max_steps=num_rows))
         if not task.max_steps and device.type == "cuda":
             # Every length of the cache has its CUDA graph.
             mode.sample(task)
@@ -195,9 +206,13 @@ def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
     best = None
     for _ in range(repeats):
         clock = Clock(transformer, device, with_hooks=has_hooks)
-        mode.sample(replace(task, on_step=clock.tick, on_end=clock.stop))
+        codes = mode.sample(replace(task, on_step=clock.tick, on_end=clock.stop))
         clock.close()
-        result = {"mode": name, "ms_per_step": 1e3 * clock.step_seconds, "steps": len(clock.ticks) - 1}
+        # Where the window changes from step to step, only their mean says how long an image takes.
+        seconds = clock.mean_step_seconds if name.endswith("auto") else clock.step_seconds
+        result = {"mode": name, "ms_per_step": 1e3 * seconds, "steps": len(clock.ticks) - 1}
+        if mode.is_ours:
+            result["codes_per_step"] = (int((codes[0] >= 0).sum()) - task.num_given) / len(clock.ticks)
         # Of a whole image the last forward is longer than most, and on a GPU only that one is timed.
         if has_hooks or (mode.is_ours and (task.max_steps or device.type == "cpu")):
             result["outside_forward"] = 1 - clock.forward_seconds / clock.seconds
@@ -205,7 +220,7 @@ def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
             best = result
     num_codes, num_tokens = task.rows * task.columns, task.rows * (task.columns + 1) - 1
     # `generate` makes a step of its own for every row end.
-    num_steps = num_codes if mode.is_ours else num_tokens
+    num_steps = num_codes / best["codes_per_step"] if mode.is_ours else num_tokens
     best["seconds_per_image"] = best["ms_per_step"] / 1e3 * num_steps / task.batch_size
     best["codes_per_second"] = num_codes / best["seconds_per_image"]
     rows = task.batch_size * (2 if task.guidance_scale != 1.0 else 1)
@@ -243,11 +258,11 @@ def check_modes_agree(device: torch.device) -> None:
     task = Task(build_transformer("tiny", device, torch.float32), device, list(range(9000, 9030)), rows=6, columns=6)
     for task in (task, replace(task, num_given_rows=3)):
         sampled = ours(task)
-        for name in ("generate", "compiled", "drafts-7", "drafts-31"):
-            prepare(task.transformer, MODES[name], device)
+        for name in ("generate", "compiled", "drafts-7", "drafts-31", "drafts-auto"):
+            prepare(task.transformer, MODES[name])
             if not torch.equal(MODES[name].sample(task), sampled):
                 raise SystemExit(f"{name} and ours sample different codes.")
-        prepare(task.transformer, MODES["ours"], device)
+        prepare(task.transformer, MODES["ours"])
         greedy = replace(task, top_k=1)
         if not torch.equal(original(greedy), ours(greedy)):
             raise SystemExit("original and ours choose different codes.")

@@ -20,7 +20,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,9 +28,12 @@ from PIL import Image
 from small_model import PHOTOS, SIDE, VOCABULARY, ZOOMS, context_ids, load_small_model, to_pixels
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
-from lumina_mgpt_diffusers.lumina_mgpt.decoding import ImageDecoder
-from lumina_mgpt_diffusers.lumina_mgpt.drafts import DraftRule, NeighborLogits
-from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import DRAFT_INITS
+from lumina_mgpt_diffusers.lumina_mgpt.drafts import NeighborLogits, Window
+from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine
+from lumina_mgpt_diffusers.lumina_mgpt.noise import draw_key, gumbel_noise
+from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar, Request
+from lumina_mgpt_diffusers.lumina_mgpt.row import Row
+from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import DRAFT_INITS, SamplingPlaces
 
 
 NUM_CODES = VOCABULARY.num_codes
@@ -129,50 +132,60 @@ WEIGHTS = {"logits-beside": 0.0, "logits-25": 0.25, "logits-75": 0.75, "logits-a
 RULES = [*DRAFT_INITS, *CODE_RULES, *LOGIT_RULES, *WEIGHTS]
 
 
-class CountedRule(DraftRule):
-    """One of the rules above, which guess place after place."""
+def guess_in_order(name: str, window: Window, image: torch.LongTensor, num_columns: int) -> torch.LongTensor:
+    """
+    Guess place after place by one of the rules above.
 
-    def __init__(self, name: str, stride: int) -> None:
-        self.name = name
-        self.stride = stride
+    Args:
+        name (`str`): The rule.
+        window ([`Window`]): The places.
+        image (`torch.LongTensor` of shape `(batch_size, num_places)`): Codes by place, -1 where there is none.
+        num_columns (`int`): Codes of a row.
 
-    def guess(
-        self, places: torch.LongTensor, sample: torch.LongTensor, noise: torch.Tensor | None
-    ) -> torch.LongTensor:
-        num_places = sample.shape[1]
-        sample = torch.nn.functional.pad(sample, (0, 1), value=NUM_CODES)
-        for index, place in enumerate(places.clamp(max=num_places).split(1, dim=1)):
-            codes = Codes(sample, place, self.stride)
-            if self.name in CODE_RULES:
-                guess = CODE_RULES[self.name](codes)
-            else:
-                guess = (LOGIT_RULES[self.name](codes) + noise[:, index]).argmax(dim=1, keepdim=True)
-            before = sample.gather(1, place)
-            sample = sample.scatter(1, place, before.where(before >= 0, guess))
-        guesses = sample.gather(1, places.clamp(max=num_places))
-        return guesses.where(guesses < NUM_CODES, -1)
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, number)`: Codes, -1 for no guess.
+    """
+    num_places = image.shape[1]
+    # A place to spare, for those past the end.
+    image = torch.nn.functional.pad(image, (0, 1), value=NUM_CODES)
+    places = window.place.clamp(max=num_places)
+    for index, place in enumerate(places.split(1, dim=1)):
+        codes = Codes(image, place, num_columns + 1)
+        if name in CODE_RULES:
+            guess = CODE_RULES[name](codes)
+        else:
+            guess = (LOGIT_RULES[name](codes) + window.noise[:, index]).argmax(dim=1, keepdim=True)
+        before = image.gather(1, place)
+        image = image.scatter(1, place, before.where(before >= 0, guess))
+    guesses = image.gather(1, places)
+    return guesses.where(guesses < NUM_CODES, -1)
 
 
-class CountingDecoder(ImageDecoder):
-    """Decodes with any of the rules and counts the forwards of each image."""
+class RuleEngine(Engine):
+    """Guesses by any of the rules, for images of one size after contexts of one length."""
 
     def __init__(self, rule: str, *args, **kwargs) -> None:
-        self.rule = rule
         super().__init__(*args, **kwargs)
-        self.num_forwards = [0] * len(self._frontier)
+        self.rule = rule
 
-    def _make_draft_rule(self) -> DraftRule:
-        if self.rule in CODE_RULES or self.rule in LOGIT_RULES:
-            return CountedRule(self.rule, self.columns + 1)
-        rule = super()._make_draft_rule()
-        if self.rule in WEIGHTS:
-            rule.above_weight = WEIGHTS[self.rule]
-        return rule
+    def _lay_out(self, loaded: Sequence[Row]) -> None:
+        super()._lay_out(loaded)
+        if self.rule in WEIGHTS and self._neighbors is not None:
+            self._neighbors.above_weight = WEIGHTS[self.rule]
 
-    def step(self) -> None:
-        for index, (first, stop) in enumerate(zip(self._frontier, self._stops)):
-            self.num_forwards[index] += first < stop
-        super().step()
+    def _fill_drafts(self, window: int) -> None:
+        if self._has_drafts and (self.rule in CODE_RULES or self.rule in LOGIT_RULES):
+            batch, images = self._batch, self._image_index
+            positions = batch.fed[images][:, None] + torch.arange(1, window + 1)
+            image = self._image_rows[0].image
+            guesses = guess_in_order(
+                self.rule, self._open(positions), batch.symbols[images, image.first : image.end], image.columns
+            )
+            symbols = batch.symbols[images]
+            drafts = symbols.gather(1, positions)
+            batch.symbols[images] = symbols.scatter(1, positions, drafts.where(drafts >= 0, guesses))
+        # What has no guess yet gets that of the engine's own rule.
+        super()._fill_drafts(window)
 
 
 @torch.inference_mode()
@@ -186,24 +199,29 @@ def sample(
     seed: int,
 ) -> tuple[torch.LongTensor, list[float]]:
     """The codes of a batch of images, each of a photo and zoom of its own, and their forwards per code."""
-    draft_init = rule if rule in DRAFT_INITS else "logits"
-    decoder = CountingDecoder(
-        rule,
-        transformer,
-        LuminaMGPTScheduler(num_draft_tokens=num_drafts, draft_init=draft_init),
-        VOCABULARY,
-        [context_ids(index % len(PHOTOS), (index + index // ZOOMS) % ZOOMS) for index in range(num_images)],
-        [[]] * num_images if guidance_scale != 1.0 else None,
-        torch.full((num_images, SIDE, SIDE), -1),
-        [torch.Generator().manual_seed(seed + index) for index in range(num_images)],
-        torch.device("cpu"),
-        guidance_scale,
-        1.0,
-        top_k,
-    )
-    while not decoder.is_finished:
-        decoder.step()
-    return decoder.codes, [number / (SIDE * SIDE) for number in decoder.num_forwards]
+    draft_init = rule if rule in DRAFT_INITS else "logits" if rule in WEIGHTS else "random"
+    scheduler = LuminaMGPTScheduler(num_draft_tokens=num_drafts, draft_init=draft_init)
+    size = (VOCABULARY.patch_size * SIDE, VOCABULARY.patch_size * SIDE)
+    engine = RuleEngine(rule, transformer, scheduler, Grammar(VOCABULARY, size[0]), torch.device("cpu"))
+    settings = scheduler.settings(guidance_scale=guidance_scale, top_k=top_k)
+    rows = [
+        engine.submit(
+            Request(
+                context=context_ids(index % len(PHOTOS), (index + index // ZOOMS) % ZOOMS),
+                settings=settings,
+                key=draw_key(torch.Generator().manual_seed(seed + index)),
+                size=size,
+                is_image=True,
+            )
+        )
+        for index in range(num_images)
+    ]
+    forwards = [0] * num_images
+    while not engine.is_idle:
+        for index, row in enumerate(rows):
+            forwards[index] += not row.is_finished
+        engine.step()
+    return torch.stack([row.codes for row in rows]), [number / (SIDE * SIDE) for number in forwards]
 
 
 def save_picture(codes: torch.LongTensor, codebook: torch.Tensor, path: Path) -> None:
@@ -271,16 +289,24 @@ def measure_agreement(args: argparse.Namespace) -> None:
 def measure_cost(args: argparse.Namespace) -> None:
     """Time that a round of the rule `"logits"` takes beside the forward, for the released codebook at 768 px."""
     stride, num_codes, num_new = 49, 8192, 4
+    scheduler = LuminaMGPTScheduler()
+    key = torch.tensor([[0]])
+    sampling = SamplingPlaces([scheduler.settings()], key.device)
+
+    def open_window(first: int, number: int) -> Window:
+        place = first + torch.arange(number)[None]
+        noise = gumbel_noise(key.expand_as(place), place, num_codes)
+        return Window(place, torch.tensor([[stride]]), noise, sampling.at(place))
+
     for num_drafts in args.num_drafts:
-        rule = NeighborLogits(LuminaMGPTScheduler(), 1, stride, num_codes, torch.device("cpu"), 1.0, 2000)
-        window = 1000 + torch.arange(num_drafts + 1)[None]
-        logits, noise = torch.randn(1, num_drafts + 1, num_codes), torch.randn(1, num_new, num_codes)
-        known = torch.zeros(1, 48 * stride, dtype=torch.long)
+        rule = NeighborLogits(scheduler, 1, stride, num_codes, key.device)
+        window, new = open_window(1000, num_drafts + 1), open_window(1001 + num_drafts, num_new)
+        logits = torch.randn(1, num_drafts + 1, num_codes)
         micros = []
         for _ in range(50):
             start = time.perf_counter()
             rule.observe(window, logits)
-            rule.guess(window[:, -1:] + 1 + torch.arange(num_new), known, noise)
+            rule.guess(new)
             micros.append(1e6 * (time.perf_counter() - start))
         print(f"L = {num_drafts}: {statistics.median(micros):.0f} µs a round, {num_new} new places of one image")
 

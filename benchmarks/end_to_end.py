@@ -22,13 +22,17 @@ from small_model import SIDE, VOCABULARY, context_ids, load_small_model
 from strategies import Task, original, ours, transformers_generate
 
 
+def num_drafts(value: str) -> int | str:
+    return value if value == "auto" else int(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of small_model.py")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--num_images", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--num_drafts", type=int, nargs="+", default=[0, 7, 15, 31])
+    parser.add_argument("--num_drafts", type=num_drafts, nargs="+", default=[0, 7, 15, 31, "auto"])
     args = parser.parse_args()
 
     transformer, _ = load_small_model(args.model)

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import argparse
 import weakref
+from dataclasses import astuple, fields
 
 import torch
 from diffusers import VQModel
-from models import PIPELINE_VQ_CONFIG, SHAPES, VOCABULARY, build_transformer, shape_config
+from models import PIPELINE_VQ_CONFIG, SHAPES, VOCABULARY, build_transformer, shape_config, vocabulary_names
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler
-from lumina_mgpt_diffusers.memory import estimate_memory, largest_batch
+from lumina_mgpt_diffusers.memory import MemoryEstimate, estimate_memory, largest_batch
 
 
 GIB = 2**30
@@ -53,8 +54,9 @@ class PeakMemory(TorchDispatchMode):
 
 
 def print_estimates(prompt_length: int) -> None:
-    print("| model | size | images | dtype | weights | KV cache | noise | activations | total GiB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    parts = [field.name.replace("_", " ") for field in fields(MemoryEstimate)]
+    print("| model | size | images | dtype | " + " | ".join(parts) + " | total GiB |")
+    print("|---" * (len(parts) + 5) + "|")
     for shape in ("7b", "34b"):
         for size in (512, 768, 1024):
             for number in (1, 4, 16):
@@ -62,8 +64,8 @@ def print_estimates(prompt_length: int) -> None:
                     estimate = estimate_memory(
                         shape_config(shape), size, size, number, weight_bits=bits, prompt_length=prompt_length
                     )
-                    parts = (estimate.weights, estimate.kv_cache, estimate.noise, estimate.activations, estimate.total)
-                    columns = " | ".join(f"{part / GIB:.1f}" for part in parts)
+                    sizes = (*astuple(estimate), estimate.total)
+                    columns = " | ".join(f"{part / GIB:.1f}" for part in sizes)
                     print(f"| {shape} | {size} | {number} | {name} | {columns} |")
     print("\n| model | size | dtype | 24 GB | 48 GB | 80 GB |")
     print("|---|---|---|---|---|---|")
@@ -83,7 +85,7 @@ def measure(shape: str, size: int, num_images: int, device: torch.device, dtype:
     transformer = build_transformer(shape, device, dtype)
     vqvae = VQModel(**PIPELINE_VQ_CONFIG).to(device, dtype).eval()
     # Without a tokenizer the pipeline takes the names of the image tokens from the config.
-    transformer.config.vocabulary_map = VOCABULARY_NAMES
+    transformer.config.vocabulary_map = vocabulary_names(VOCABULARY)
     pipe = LuminaMGPTPipeline(None, transformer, vqvae, LuminaMGPTScheduler(resolution=size))
     pipe.set_progress_bar_config(disable=True)
     parameters = [parameter for module in (transformer, vqvae) for parameter in module.parameters()]
@@ -126,14 +128,6 @@ def main() -> None:
             f" measured {peak / GIB:.2f} GiB, ratio {estimated / peak:.2f}",
             flush=True,
         )
-
-
-VOCABULARY_NAMES = {
-    **{f"IMGIMG{str(code).translate(str.maketrans('0123456789', 'ABCDEFGHIJ'))}Z": 4 + code for code in range(8192)},
-    "<racm3:break>": VOCABULARY.start_id,
-    "<eoss>": VOCABULARY.end_id,
-    **{f"<reserved{number:05d}>": number + 4 for number in range(8706, 8901)},
-}
 
 
 if __name__ == "__main__":

@@ -6,11 +6,20 @@ from __future__ import annotations
 import time
 
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from transformers import ChameleonConfig
 
 from lumina_mgpt_diffusers import LuminaMGPTTransformer
-from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
+from lumina_mgpt_diffusers.lumina_mgpt.unirep import (
+    END_TOKEN,
+    ROW_END_TOKEN,
+    SEPARATOR_TOKEN,
+    START_TOKEN,
+    ImageVocabulary,
+    code_token,
+    size_tag_token,
+)
 
 
 SHAPES = {
@@ -38,6 +47,7 @@ VOCABULARY = ImageVocabulary(
 )
 VOCABULARY_SIZE = 65536
 
+PROMPT_LENGTH = 48
 
 # That of the released VQ model.
 PIPELINE_VQ_CONFIG = {
@@ -51,6 +61,18 @@ PIPELINE_VQ_CONFIG = {
     "lookup_from_codebook": True,
     "scaling_factor": 1.0,
 }
+
+
+def vocabulary_names(vocabulary: ImageVocabulary) -> dict[str, int]:
+    """Names of the token ids, from which a pipeline without a tokenizer takes them."""
+    return {
+        **{code_token(code): id for code, id in enumerate(vocabulary.code_ids.tolist())},
+        **{size_tag_token(number): id for number, id in enumerate(vocabulary.size_tag_ids, 1)},
+        START_TOKEN: vocabulary.start_id,
+        END_TOKEN: vocabulary.end_id,
+        ROW_END_TOKEN: vocabulary.row_end_id,
+        SEPARATOR_TOKEN: vocabulary.separator_id,
+    }
 
 
 def shape_config(shape: str, num_layers: int | None = None) -> ChameleonConfig:
@@ -81,6 +103,13 @@ def build_transformer(
     # Sharper than at initialisation, so that the greedy choice is not decided by rounding.
     torch.nn.init.normal_(transformer.lm_head.weight, std=0.3)
     return transformer.eval().requires_grad_(False)
+
+
+def compile_transformer(transformer: LuminaMGPTTransformer) -> None:
+    # CUDA graphs spare the host; on a CPU, freezing lays the weights out as its matrix products read them.
+    is_cpu = transformer.device.type == "cpu"
+    torch._inductor.config.freezing = is_cpu
+    transformer.compile(fullgraph=True, **{} if is_cpu else {"mode": "reduce-overhead"})
 
 
 def weight_bytes(transformer: LuminaMGPTTransformer) -> int:

@@ -33,7 +33,8 @@ def plot_windows(axes: Axes, results: list[dict], size: int) -> None:
     milliseconds = {
         int(r["mode"].removeprefix(DRAFTS)) + 1 if r["mode"] != "compiled" else 1: r["ms_per_step"]
         for r in results
-        if (r["size"], r["batch_size"]) == (size, 1) and (r["mode"] == "compiled" or r["mode"].startswith(DRAFTS))
+        if (r["size"], r["batch_size"]) == (size, 1)
+        and (r["mode"] == "compiled" or r["mode"].removeprefix(DRAFTS).isdigit())
     }
     windows = sorted(milliseconds)
     axes.plot(windows, [milliseconds[window] for window in windows], "o-", color=RED)

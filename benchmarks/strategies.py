@@ -20,8 +20,10 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler, LuminaMGPTTransformer
-from lumina_mgpt_diffusers.lumina_mgpt.decoding import ImageDecoder, is_compiled
+from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine, is_compiled
 from lumina_mgpt_diffusers.lumina_mgpt.kv_cache import SlotCache
+from lumina_mgpt_diffusers.lumina_mgpt.noise import draw_key, gumbel_noise
+from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar, Request
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
 
 
@@ -49,7 +51,7 @@ class Task:
     vocabulary: ImageVocabulary = VOCABULARY
     on_step: Callable[[], None] = field(default=lambda: None)
     on_end: Callable[[TimedTransformer], None] = field(default=lambda transformer: None)
-    """Gets the transformer of this project's decoder, as it was called."""
+    """Gets the transformer of this project's engine, as it was called."""
     kept_caches: list[SlotCache] = field(default_factory=list)
     """The cache of the last compiled run, which CUDA graphs were recorded with. The same list in all copies."""
 
@@ -57,6 +59,10 @@ class Task:
     def num_codes(self) -> int:
         """Codes to sample for each image."""
         return (self.rows - self.num_given_rows) * self.columns
+
+    @property
+    def num_given(self) -> int:
+        return self.num_given_rows * self.columns
 
     @property
     def num_tokens(self) -> int:
@@ -79,11 +85,32 @@ class Task:
         codes[:, : self.num_given_rows] = torch.randint(self.vocabulary.num_codes, shape, generator=generator)
         return codes
 
+    def requests(self, scheduler: LuminaMGPTScheduler) -> list[Request]:
+        """What this project's engine is asked for."""
+        settings = scheduler.settings(
+            guidance_scale=self.guidance_scale, temperature=self.temperature, top_k=self.top_k
+        )
+        return [
+            Request(
+                context=self.context,
+                settings=settings,
+                key=self.key(index),
+                size=(self.vocabulary.patch_size * self.rows, self.vocabulary.patch_size * self.columns),
+                is_image=True,
+                codes=codes,
+            )
+            for index, codes in enumerate(self.latents())
+        ]
+
+    def key(self, index: int = 0) -> int:
+        """The key of the noise of an image."""
+        return draw_key(torch.Generator().manual_seed(self.seed + index))
+
     def noise(self) -> torch.Tensor:
-        """The noise of the codes to sample."""
-        generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.rows * self.columns, self.vocabulary.num_codes)
-        return LuminaMGPTScheduler.draw_noise(shape, generator, self.device)[-self.num_codes :]
+        """The noise of the codes of the first image that are to be sampled, as the engine counts its places."""
+        places = torch.arange(self.rows)[:, None] * (self.columns + 1) + torch.arange(self.columns)
+        places = places.flatten()[-self.num_codes :].to(self.device) + len(self.vocabulary.prefix(32, 32))
+        return gumbel_noise(torch.full_like(places, self.key()), places, self.vocabulary.num_codes)
 
     def codes(self, token_ids: torch.Tensor) -> torch.Tensor | None:
         """Codes `(1, rows, columns)` of an image whose generated token ids these are, None if it is not whole."""
@@ -101,7 +128,7 @@ def full_mask(allowed: torch.Tensor, task: Task) -> torch.Tensor:
     return mask
 
 
-class Grammar(LogitsProcessor):
+class ImageGrammar(LogitsProcessor):
     """Leaves only codes, or at the end of a row only the row end, over the full vocabulary."""
 
     def __init__(self, task: Task, prompt_length: int) -> None:
@@ -158,7 +185,7 @@ def generation_config(task: Task, **kwargs) -> GenerationConfig:
 def original(task: Task) -> torch.Tensor:
     """Two forwards per token, each with its growing cache; processors and a multinomial over the full vocabulary."""
     ids = torch.tensor([task.context + task.image_start], device=task.device)
-    processors = LogitsProcessorList([Grammar(task, ids.shape[1])])
+    processors = LogitsProcessorList([ImageGrammar(task, ids.shape[1])])
     if task.guidance_scale != 1.0:
         processors.insert(0, SecondForwardGuidance(task))
     if task.top_k:
@@ -189,7 +216,7 @@ class PairedGuidance(LogitsProcessor):
 
 
 class AddNoise(LogitsProcessor):
-    def __init__(self, task: Task, grammar: Grammar) -> None:
+    def __init__(self, task: Task, grammar: ImageGrammar) -> None:
         self.task = task
         self.grammar = grammar
         self.noise = task.noise()
@@ -213,7 +240,7 @@ def transformers_generate(task: Task, static: bool = False) -> torch.Tensor:
     ids = torch.tensor(rows, device=task.device)
     mask = torch.ones_like(ids)
     mask[1:, : len(task.context)] = 0
-    grammar = Grammar(task, ids.shape[1])
+    grammar = ImageGrammar(task, ids.shape[1])
     processors = LogitsProcessorList([PairedGuidance(task)] if len(rows) == 2 else [])
     processors.append(grammar)
     if task.top_k:
@@ -236,53 +263,57 @@ def transformers_generate(task: Task, static: bool = False) -> torch.Tensor:
 
 
 class TimedTransformer:
-    """Calls a transformer, and remembers how long that took the host and with what it was called last."""
+    """A transformer that remembers how long its calls took the host, and what they were since it was last told to."""
 
     def __init__(self, transformer: LuminaMGPTTransformer) -> None:
         self.transformer = transformer
-        self.arguments: dict | None = None
+        self.calls: list[dict] = []
         self.seconds = 0.0
 
+    def __getattr__(self, name: str) -> object:
+        # What the engine reads, and `_call_impl`, by which it feeds prompts: they are not counted.
+        return getattr(self.transformer, name)
+
     def __call__(self, **kwargs) -> CausalLMOutputWithPast:
-        self.arguments = kwargs
+        self.calls.append(kwargs)
         start = time.perf_counter()
         output = self.transformer(**kwargs)
         self.seconds += time.perf_counter() - start
         return output
 
-    def repeat(self) -> CausalLMOutputWithPast:
-        # The cache still holds these positions: as an input of its own they need no other compiled code.
-        return self.transformer(**{**self.arguments, "position_ids": self.arguments["position_ids"].clone()})
+    def repeat(self) -> None:
+        for call in self.calls:
+            # The cache still holds these positions: as an input of its own they need no other compiled code.
+            self.transformer(**{**call, "position_ids": call["position_ids"].clone()})
 
 
 @torch.no_grad()
-def ours(task: Task, num_draft_tokens: int = 0, draft_init: str = "logits") -> torch.Tensor:
-    """This project's decoder."""
-    scheduler = LuminaMGPTScheduler(num_draft_tokens=num_draft_tokens, draft_init=draft_init)
-    unconditional = [[]] * task.batch_size if task.guidance_scale != 1.0 else None
-    decoder = ImageDecoder(
-        task.transformer,
-        scheduler,
-        task.vocabulary,
-        [task.context] * task.batch_size,
-        unconditional,
-        task.latents(),
-        [torch.Generator().manual_seed(task.seed + index) for index in range(task.batch_size)],
-        device=task.device,
-        guidance_scale=task.guidance_scale,
-        temperature=task.temperature,
-        top_k=task.top_k,
-        kept_cache=task.kept_caches.pop() if task.kept_caches else None,
+def ours(
+    task: Task,
+    num_draft_tokens: int | str = 0,
+    draft_init: str = "logits",
+    batch_invariant: bool | None = None,
+) -> torch.Tensor:
+    """This project's engine. Codes that are not sampled before `max_steps` are -1."""
+    scheduler = LuminaMGPTScheduler(
+        num_draft_tokens=num_draft_tokens, draft_init=draft_init, batch_invariant=batch_invariant
     )
-    if is_compiled(task.transformer):
-        task.kept_caches.append(decoder.cache)
-    transformer = decoder.transformer = TimedTransformer(task.transformer)
-    task.on_step()
+    transformer = TimedTransformer(task.transformer)
+    base_size = task.vocabulary.patch_size * max(task.rows, task.columns)
+    cache = task.kept_caches.pop() if task.kept_caches else None
+    engine = Engine(transformer, scheduler, Grammar(task.vocabulary, base_size), task.device, cache=cache)
+    rows = [engine.submit(request) for request in task.requests(scheduler)]
     steps = 0
-    while not decoder.is_finished and steps != task.max_steps:
-        decoder.step()
+    while not engine.is_idle and steps != task.max_steps:
+        transformer.calls.clear()
+        if steps == 1:
+            # The prompts are fed in the first step, which is not counted.
+            transformer.seconds = 0.0
+        engine.step()
         task.on_step()
         steps += 1
-    codes = decoder.codes.cpu()
+    codes = torch.stack([engine.codes(row).cpu() for row in rows])
+    if is_compiled(task.transformer):
+        task.kept_caches.append(engine.cache)
     task.on_end(transformer)
     return codes

@@ -22,8 +22,8 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from decode import MODES, PROMPT_LENGTH, check_modes_agree, describe, run
-from models import SHAPES, build_transformer, describe_hardware, measure_bandwidth
+from decode import MODES, check_modes_agree, describe, run
+from models import PROMPT_LENGTH, SHAPES, build_transformer, describe_hardware, measure_bandwidth
 from strategies import Task
 
 
@@ -38,8 +38,14 @@ def make_jobs(args: argparse.Namespace) -> list[tuple[str, dict]]:
         ("compiled", short),
         ("compiled", {}),
         *((f"compiled-drafts-{number}", short) for number in (31, 7, 15, 63)),
+        ("compiled-drafts-auto", {}),
         *(("compiled", {"size": size, **short}) for size in args.sizes if size != args.size),
         *(("compiled", {"batch_size": number, **short}) for number in sorted({*args.batches, 12}) if number > 1),
+        # On a CPU, images do not depend on the batch anyway.
+        *(
+            ("compiled-invariant", {"batch_size": number, **short})
+            for number in (sorted({1, *args.batches}) if torch.device(args.device).type == "cuda" else [])
+        ),
         ("int8", short),
         # On a CPU, torch cannot compile it for our windows.
         *([("flex", short)] if torch.device(args.device).type == "cuda" else []),

@@ -109,7 +109,7 @@ def test_setting_an_implementation_warns_of_nothing(pipe, caplog):
 
 def test_an_implementation_that_cannot_sample_says_which_can(pipe, monkeypatch):
     monkeypatch.setattr(pipe.transformer.config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ValueError, match="'flash_attention_2' cannot read the slots .* 'sdpa'"):
+    with pytest.raises(ValueError, match="'flash_attention_2' cannot read the slots .* 'slot_sdpa'"):
         codes_of(pipe)
 
 
@@ -218,7 +218,7 @@ def test_enabling_without_xformers(pipe, monkeypatch):
     monkeypatch.setattr(attention, "is_xformers_available", lambda: False)
     with pytest.raises(ModuleNotFoundError, match="how to install xformers"):
         pipe.enable_xformers_memory_efficient_attention()
-    assert pipe.transformer.config._attn_implementation == "sdpa"
+    assert pipe.transformer.config._attn_implementation == "slot_sdpa"
 
 
 def test_enabling_without_cuda(pipe, monkeypatch):
@@ -226,7 +226,7 @@ def test_enabling_without_cuda(pipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch.cuda.is_available"):
         pipe.enable_xformers_memory_efficient_attention()
-    assert pipe.transformer.config._attn_implementation == "sdpa"
+    assert pipe.transformer.config._attn_implementation == "slot_sdpa"
 
 
 @pytest.mark.gpu

@@ -46,12 +46,14 @@ def refuses(run, capsys):
 
 def test_generate(run, tmp_path, saved_folder, random_pipe):
     options = ["--height", 32, "--width", 64, "--top_k", 50, "--num_draft_tokens", 3, "--draft_init", "above"]
+    options += ["--top_p", 0.9, "--min_p", 0.01]
     said = run("generate", "a cat", "a dog", "--model", saved_folder, *options, "--num_images", 2, "--seed", 5)
     paths = [tmp_path / f"lumina_mgpt_{seed}.png" for seed in (5, 6, 7, 8)]
     assert said.splitlines() == [f"Saved {path.name}" for path in paths]
     for path, prompt, seed in zip(paths, ["a cat", "a cat", "a dog", "a dog"], (5, 6, 7, 8)):
         image = PIL.Image.open(path)
-        expected = random_pipe(prompt, height=32, width=64, top_k=50, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        expected = random_pipe(prompt, height=32, width=64, top_k=50, top_p=0.9, min_p=0.01, generator=generator)
         assert (np.asarray(image) == np.asarray(expected.images[0])).all()
         settings = json.loads(image.text["parameters"])
         assert (settings["prompt"], settings["seed"], settings["top_k"]) == (prompt, seed, 50)

@@ -41,6 +41,7 @@ def is_there(need: str) -> bool:
 
 def made_small(code: str) -> str:
     code = re.sub(r"height=\d+, width=\d+", "height=32, width=32", code)
+    code = re.sub(r"height=\[\d+, \d+\], width=\[\d+, \d+\]", "height=[32, 64], width=[64, 32]", code)
     code = code.replace("Alpha-VLLM/Lumina-mGPT-7B-768", str(CHECKPOINT))
     if not torch.cuda.is_available():
         code = code.replace('"cuda"', '"cpu"')

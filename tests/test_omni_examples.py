@@ -1,6 +1,7 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """The examples run, and so does the code of the documentation."""
 
+import functools
 import importlib.util
 import io
 import re
@@ -93,9 +94,8 @@ def test_the_code_of_the_documentation_runs(tmp_path, monkeypatch, trained_pipe)
         LuminaMGPTChatPipeline, "__call__", lambda *args, **kwargs: call(*args, **kwargs, max_new_tokens=30)
     )
     stream = LuminaMGPTChatPipeline.stream
-    monkeypatch.setattr(
-        LuminaMGPTChatPipeline, "stream", lambda *args, **kwargs: stream(*args, **kwargs, max_new_tokens=60)
-    )
+    short = functools.wraps(stream)(lambda *args, **kwargs: stream(*args, **kwargs, max_new_tokens=60))
+    monkeypatch.setattr(LuminaMGPTChatPipeline, "stream", short)
     text = (EXAMPLES.parent / "docs" / "omni.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```py\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) >= 10

@@ -18,12 +18,13 @@ from diffusers.utils.source_code_parsing_utils import ReturnNameVisitor
 from lumina_mgpt_diffusers import (
     LuminaMGPTChatPipeline,
     LuminaMGPTImg2ImgPipeline,
+    LuminaMGPTInpaintPipeline,
     LuminaMGPTPipeline,
     LuminaMGPTScheduler,
 )
 
 
-PIPELINES = [LuminaMGPTPipeline, LuminaMGPTImg2ImgPipeline, LuminaMGPTChatPipeline]
+PIPELINES = [LuminaMGPTPipeline, LuminaMGPTImg2ImgPipeline, LuminaMGPTInpaintPipeline, LuminaMGPTChatPipeline]
 PROMPT = "A painting of a squirrel eating a burger"
 SIZE = {"height": 32, "width": 64}
 

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, ChameleonForConditionalGeneration, PreTr
 from lumina_mgpt_diffusers import (
     LuminaMGPTChatPipeline,
     LuminaMGPTImg2ImgPipeline,
+    LuminaMGPTInpaintPipeline,
     LuminaMGPTPipeline,
     LuminaMGPTScheduler,
     LuminaMGPTTransformer,
@@ -101,7 +102,10 @@ def test_the_transformer_alone(random_pipe, tmp_path):
     assert type(LuminaMGPTTransformer.from_pretrained(tmp_path)) is LuminaMGPTTransformer
 
 
-@pytest.mark.parametrize("pipeline_class", [LuminaMGPTPipeline, LuminaMGPTImg2ImgPipeline, LuminaMGPTChatPipeline])
+@pytest.mark.parametrize(
+    "pipeline_class",
+    [LuminaMGPTPipeline, LuminaMGPTImg2ImgPipeline, LuminaMGPTInpaintPipeline, LuminaMGPTChatPipeline],
+)
 def test_every_pipeline_leads_to_its_own_class(random_pipe, tmp_path, pipeline_class):
     pipeline_class(**random_pipe.components).save_pretrained(tmp_path)
     assert f"import {pipeline_class.__name__} as Pipeline\n" in (tmp_path / "pipeline.py").read_text()
@@ -147,7 +151,12 @@ def test_the_usage_of_the_card_runs(saved_folder, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pipeline_class", "tag"), [(LuminaMGPTImg2ImgPipeline, "image-to-image"), (LuminaMGPTChatPipeline, "any-to-any")]
+    ("pipeline_class", "tag"),
+    [
+        (LuminaMGPTImg2ImgPipeline, "image-to-image"),
+        (LuminaMGPTInpaintPipeline, "image-to-image"),
+        (LuminaMGPTChatPipeline, "any-to-any"),
+    ],
 )
 def test_the_card_shows_the_class_that_was_saved(random_pipe, tmp_path, monkeypatch, pipeline_class, tag):
     pipeline_class(**random_pipe.components).save_pretrained(tmp_path)

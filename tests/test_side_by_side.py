@@ -217,9 +217,13 @@ def test_inference_mode_and_then_not(trained_pipe, alone):
 def test_another_default_device(trained_pipe, alone):
     with torch.device("meta"):
         assert torch.equal(call(trained_pipe, 1), alone[1])
-        output = chat_from(trained_pipe)("Tell a story with two pictures.", top_k=1, text_top_k=1, max_new_tokens=40)
+        # (diffusers' VQ model itself makes tensors on the default device.)
+        arguments = {"top_k": 1, "output_type": "latent"}
+        chat = chat_from(trained_pipe)
+        output = chat("Tell a story with two pictures.", text_top_k=1, max_new_tokens=40, **arguments)
         assert len(output.token_ids) == 40
-        img2img_from(trained_pipe)("Redder.", image=torch.zeros(2, 4, dtype=torch.long, device="cpu"))
+        codes = torch.zeros(2, 4, dtype=torch.long, device="cpu")
+        assert img2img_from(trained_pipe)("Redder.", image=codes, **arguments).images.shape == (1, 2, 4)
 
 
 def test_logits_that_are_not_finite_are_an_error(trained_pipe):

@@ -207,9 +207,9 @@ def test_compiles_to_one_graph_that_serves_every_step(model, ids):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     expected = model(ids).logits
-    prompt, cache = (SlotCache(model.config.num_hidden_layers, length) for length in (2, 80))
-    model(ids[:, :2], position_ids=torch.arange(2)[None], past_key_values=prompt)
-    cache.fill_from(prompt, torch.tensor([0]))
+    cache = SlotCache(model.config.num_hidden_layers, 80, num_rows=1)
+    model(ids[:, :2], position_ids=torch.arange(2)[None], past_key_values=cache.rows(0, 1))
+    cache = cache.rows(0, 1)
     counts = torch._dynamo.utils.counters
     counts.clear()
     for position in range(2, 8):
@@ -218,3 +218,9 @@ def test_compiles_to_one_graph_that_serves_every_step(model, ids):
         torch.testing.assert_close(logits[0, 0], expected[0, position, slice(*CODES)], atol=1e-4, rtol=0)
     assert counts["stats"]["unique_graphs"] == 1
     assert not counts["graph_break"]
+
+
+def test_generate_of_transformers_works(random_pipe):
+    ids = torch.arange(8910, 8914)[None]
+    output = random_pipe.transformer.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=1)
+    assert output.shape == (1, 7)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from transformers import ChameleonConfig
 
+from .lumina_mgpt.engine import MAX_RUN
 from .lumina_mgpt.slots import slots_needed
+from .lumina_mgpt.windows import MAX_WINDOW
 
 
 PATCH_SIZE = 16
@@ -22,20 +24,20 @@ class MemoryEstimate:
     Args:
         weights (`int`): Transformer and VQ model.
         kv_cache (`int`): Keys and values of every row, both branches of guidance.
-        noise (`int`): Gumbel noise of the whole images, float32.
+        drafts (`int`): Logits of one row of codes of each image, float32, from which drafts are guessed.
         activations (`int`): The greatest of those of a step, of the prompt and of decoding one image to pixels.
     """
 
     weights: int
     kv_cache: int
-    noise: int
+    drafts: int
     activations: int
 
     @property
     def total(self) -> int:
-        # The cache and the noise are freed before the images are decoded, but the activations of the VQ model are no
+        # The cache and the drafts are freed before the images are decoded, but the activations of the VQ model are no
         # larger than they are in all but the smallest calls: the sum is a safe bound.
-        return self.weights + self.kv_cache + self.noise + self.activations
+        return self.weights + self.kv_cache + self.drafts + self.activations
 
 
 def estimate_memory(
@@ -48,7 +50,7 @@ def estimate_memory(
     weight_bits: int | None = None,
     guidance: bool = True,
     prompt_length: int = 64,
-    num_draft_tokens: int = 0,
+    num_draft_tokens: int | str = "auto",
     num_codes: int = 8192,
     vqvae_parameters: int = 68_718_467,
 ) -> MemoryEstimate:
@@ -63,7 +65,7 @@ def estimate_memory(
         weight_bits (`int`, *optional*): Bits of a weight of the decoder layers if they are quantised, such as 8.
         guidance (`bool`, defaults to `True`): Whether classifier-free guidance is on, which doubles the rows.
         prompt_length (`int`, defaults to 64): Longest prompt in tokens.
-        num_draft_tokens (`int`, defaults to 0): Draft tokens of a forward.
+        num_draft_tokens (`int` or `"auto"`, defaults to `"auto"`): Draft tokens of a forward, at most.
         num_codes (`int`, defaults to 8192): Size of the codebook.
         vqvae_parameters (`int`): Parameters of the VQ model, by default those of the released one.
 
@@ -92,20 +94,22 @@ def estimate_memory(
     weights = int(config.num_hidden_layers * layer) + embeddings + vqvae_parameters * element
 
     num_rows, num_columns = height // PATCH_SIZE, width // PATCH_SIZE
-    slots = slots_needed(prompt_length + 2, num_rows * (num_columns + 1) - 1, num_draft_tokens)
+    window = MAX_WINDOW if num_draft_tokens == "auto" else max(num_draft_tokens, MAX_RUN) + 1
+    # The prompt, start and size tags, and the codes with row ends but the last.
+    slots = slots_needed(prompt_length + 3 + num_rows * (num_columns + 1) - 1, window)
     kv_cache = 2 * config.num_hidden_layers * kv_size * slots * rows * element
-    noise = num_images * num_rows * num_columns * num_codes * 4
+    drafts = num_images * (num_columns + 2) * num_codes * 4 if num_draft_tokens else 0
 
     # A step: residual, normed input, gate, up and product of each token; float32 logits of both branches, guided, with
     # noise and masked.
-    window = num_draft_tokens + 1
+    window = window if num_draft_tokens else 1
     per_token = (4 * config.hidden_size + 3 * config.intermediate_size) * element
     step = rows * window * (per_token + 4 * 4 * num_codes)
     # The prompts run through once, against a mask of float attention scores for every head.
     prompt = rows * prompt_length * (per_token + 4 * config.num_attention_heads * prompt_length)
     # One image on its way to pixels: about five feature maps of 128 channels at full size (measured).
     pixels = 5 * 128 * height * width * element
-    return MemoryEstimate(weights, kv_cache, noise, max(step, prompt, pixels))
+    return MemoryEstimate(weights, kv_cache, drafts, max(step, prompt, pixels))
 
 
 def largest_batch(memory: int, config: ChameleonConfig, height: int, width: int, **kwargs) -> int:

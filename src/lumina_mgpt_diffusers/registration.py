@@ -3,7 +3,7 @@
 Makes diffusers know the pipelines of this package, as if they were its own.
 
 A saved pipeline then names its components `["lumina_mgpt", "LuminaMGPTScheduler"]`, and `DiffusionPipeline` and
-`AutoPipelineForText2Image` find its class.
+`AutoPipelineForText2Image`, `…Image2Image` and `…Inpainting` find its class.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def register() -> None:
 def register_auto_pipelines(module: ModuleType) -> None:
     module.AUTO_TEXT2IMAGE_PIPELINES_MAPPING[MODEL_NAME] = lumina_mgpt.LuminaMGPTPipeline
     module.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING[MODEL_NAME] = lumina_mgpt.LuminaMGPTImg2ImgPipeline
+    module.AUTO_INPAINT_PIPELINES_MAPPING[MODEL_NAME] = lumina_mgpt.LuminaMGPTInpaintPipeline
 
 
 class _AfterImport(MetaPathFinder):

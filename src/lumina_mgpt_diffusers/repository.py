@@ -50,12 +50,16 @@ image.save("fox.png")"""
 IMAGE_TO_IMAGE = """\
 image = pipe("Make it night.", image="fox.png", generator=generator).images[0]
 image.save("night.png")"""
+INPAINTING = """\
+image = pipe("a red fox", image="snow.png", mask_image="mask.png", generator=generator).images[0]
+image.save("fox.png")"""
 CHAT = """\
 answer = pipe("Describe the image in detail. <|image|>", images="fox.png", generator=generator)
 print(answer.text)"""
 USAGE = {
     "LuminaMGPTPipeline": ("text-to-image", TEXT_TO_IMAGE),
     "LuminaMGPTImg2ImgPipeline": ("image-to-image", IMAGE_TO_IMAGE),
+    "LuminaMGPTInpaintPipeline": ("image-to-image", INPAINTING),
     "LuminaMGPTChatPipeline": ("any-to-any", CHAT),
 }
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ..original import base_size_from_name, convert_diffusers_to_original, convert_original_to_diffusers
+from ..original import convert_diffusers_to_original, convert_original_to_diffusers
 from .arguments import DTYPES
 
 
-DEFAULT_BASE_SIZE = 768
 TO_DIFFUSERS = ("original_vqgan", "original_tokenizer", "base_size", "dtype")
 
 EXAMPLE = """\
@@ -61,18 +60,11 @@ def run(args: argparse.Namespace) -> None:
 def to_diffusers(args: argparse.Namespace) -> Path:
     if args.original_vqgan is None:
         raise ValueError("A conversion to diffusers needs the VQ model: pass `--original_vqgan`.")
-    base_size = args.base_size or base_size_from_name(args.source)
-    if base_size is None:
-        base_size = DEFAULT_BASE_SIZE
-        logger.warning(
-            f"The name {args.source!r} does not say the base size: {base_size} is taken. If the checkpoint was trained"
-            " at another, pass `--base_size`."
-        )
     return convert_original_to_diffusers(
         args.source,
         args.output,
         original_vqgan=args.original_vqgan,
         original_tokenizer=args.original_tokenizer,
-        base_size=base_size,
-        torch_dtype=None if args.dtype is None else getattr(torch, args.dtype),
+        base_size=args.base_size,
+        dtype=None if args.dtype is None else getattr(torch, args.dtype),
     )

@@ -8,7 +8,7 @@ from transformers import ChameleonConfig
 from transformers.utils import cached_file
 
 from ..memory import estimate_memory, largest_batch
-from .arguments import DTYPES
+from .arguments import DTYPES, draft_tokens
 
 
 GIB = 2**30
@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
     parser.add_argument("--weight_bits", type=int, help="of the layers' weights, if they are quantised, such as 8")
     parser.add_argument("--no_guidance", action="store_true", help="guidance is off, which halves the rows")
-    parser.add_argument("--num_draft_tokens", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--num_draft_tokens", type=draft_tokens, default="auto", help="default: %(default)s")
     parser.add_argument("--available", type=float, metavar="GIB", help="memory there is: also print the largest batch")
     parser.set_defaults(run=run)
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         "num_draft_tokens": args.num_draft_tokens,
     }
     estimate = estimate_memory(config, args.height, args.width, args.num_images, **settings)
-    for name in ("weights", "kv_cache", "noise", "activations", "total"):
+    for name in ("weights", "kv_cache", "drafts", "activations", "total"):
         print(f"{name.replace('_', ' '):12}{getattr(estimate, name) / GIB:8.2f} GiB")
     if args.available is not None:
         number = largest_batch(int(args.available * GIB), config, args.height, args.width, **settings)

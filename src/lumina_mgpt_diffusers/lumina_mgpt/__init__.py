@@ -5,6 +5,7 @@ from .conversation import ImagePart, LuminaMGPTConversation, TextPart
 from .pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .pipeline_lumina_mgpt_chat import LuminaMGPTChatPipeline
 from .pipeline_lumina_mgpt_img2img import LuminaMGPTImg2ImgPipeline
+from .pipeline_lumina_mgpt_inpaint import LuminaMGPTInpaintPipeline
 from .pipeline_output import (
     LuminaMGPTChatPipelineOutput,
     LuminaMGPTImg2ImgPipelineOutput,
@@ -24,6 +25,7 @@ __all__ = [
     "LuminaMGPTConversation",
     "LuminaMGPTImg2ImgPipeline",
     "LuminaMGPTImg2ImgPipelineOutput",
+    "LuminaMGPTInpaintPipeline",
     "LuminaMGPTPipeline",
     "LuminaMGPTPipelineOutput",
     "LuminaMGPTScheduler",

@@ -8,6 +8,7 @@ tags, an image of some size) is its own, so sizes and tasks mix, and rows come a
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from .noise import gumbel_noise
 from .request import Grammar, Request
 from .row import Row
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler, SamplerSettings, SamplingPlaces
+from .slot_attention import LEAST_QUERIES
 from .slots import CONDITIONAL, LENGTH_STEP, UNCONDITIONAL, Slots, round_up
 from .windows import MAX_WINDOW, ForwardShapes, WindowTuner
 
@@ -95,8 +97,8 @@ class Engine:
         shapes = ForwardShapes.for_device(device, transformer.dtype, config.batch_invariant)
         self._tuner = None
         if self.num_draft_tokens == "auto":
-            # A window of one place is other code than longer ones, once compiled.
-            least = 2 if self._is_compiled else 1
+            # Short windows are other code than longer ones, once compiled.
+            least = LEAST_QUERIES if self._is_compiled else 1
             sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if least <= size <= shapes.max_window]
             self._tuner = WindowTuner(sizes)
         most = MAX_WINDOW if self._tuner is not None else max(self.num_draft_tokens, MAX_RUN) + 1
@@ -119,7 +121,9 @@ class Engine:
 
     def _wait(self, row: Row) -> None:
         if row.in_image and row.image.stop <= row.image.first:
-            row.close_image(row.image.given)  # nothing of it is to be sampled
+            # Nothing of it is to be sampled.
+            log_probs = torch.zeros(row.image.given.shape, device="cpu") if row.request.needs_log_probs else None
+            row.close_image(row.image.given, log_probs)
         else:
             self._waiting.append(row)
 
@@ -244,9 +248,14 @@ class Engine:
                 for index, (row, branch) in enumerate(slots.entries[start:stop])
                 if branch == CONDITIONAL and row in texts
             ]
+            own_ids, own_positions = slot_ids[start:stop], slot_positions[start:stop]
+            if self._is_compiled and not self._is_recorded:
+                # One graph serves any number of rows, and windows of any length but one.
+                for tensor, dim in itertools.product((own_ids, own_positions), (0, 1)):
+                    torch._dynamo.maybe_mark_dynamic(tensor, dim)
             output = self.transformer(
-                input_ids=slot_ids[start:stop],
-                position_ids=slot_positions[start:stop],
+                input_ids=own_ids,
+                position_ids=own_positions,
                 past_key_values=view,
                 logits_range=slots.logits_range,
                 text_places=(

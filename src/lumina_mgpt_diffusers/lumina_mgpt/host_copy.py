@@ -17,7 +17,7 @@ class HostCopy:
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
         self._copy.copy_(tensor, non_blocking=tensor.is_cuda)
         self._event = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 

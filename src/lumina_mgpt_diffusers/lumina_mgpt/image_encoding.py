@@ -179,10 +179,9 @@ def resize_and_crop(
         height (`int`), width (`int`): The size wanted.
         generator (`torch.Generator`, *optional*): Decides a random place of the crop, which is else the centre.
     """
-    while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
-    scale = max(width / image.width, height / image.height)
-    resized = (round(image.width * scale), round(image.height * scale))
+    while image.size != (halved := _halved(image.size, height, width)):
+        image = image.resize(halved, PIL.Image.Resampling.BOX)
+    resized = _covering(image.size, height, width)
     spare_columns, spare_rows = resized[0] - width, resized[1] - height
     if generator is None:
         left, top = spare_columns // 2, spare_rows // 2
@@ -201,6 +200,37 @@ def resize_and_crop(
     part = image.crop((x, y, right, bottom))
     box = (begin[0] - x, begin[1] - y, min(end[0] - x, part.width), min(end[1] - y, part.height))
     return part.resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
+
+
+def _halved(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """`(width, height)` of an image after one halving, if it is at least twice as large as wanted."""
+    return (size[0] // 2, size[1] // 2) if size[0] >= 2 * width and size[1] >= 2 * height else size
+
+
+def _covering(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """`(width, height)` of an image once it just covers what is wanted."""
+    scale = max(width / size[0], height / size[1])
+    return round(size[0] * scale), round(size[1] * scale)
+
+
+def kept_box(size: tuple[int, int], height: int, width: int) -> tuple[float, float, float, float]:
+    """
+    The part of an image that [`resize_and_crop`] keeps of it when it crops at the centre.
+
+    Args:
+        size (`tuple[int, int]`): `(width, height)` of the image.
+        height (`int`), width (`int`): The size wanted.
+
+    Returns:
+        `tuple[float, float, float, float]`: Left, top, right and bottom edge in pixels of the image.
+    """
+    last = size
+    while last != (halved := _halved(last, height, width)):
+        last = halved
+    resized = _covering(last, height, width)
+    columns, rows = size[0] / resized[0], size[1] / resized[1]
+    left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+    return left * columns, top * rows, (left + width) * columns, (top + height) * rows
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -20,7 +20,8 @@ class SlotLayer(StaticLayer):
     """Whether the heads of one slot lie together in memory, as xformers reads them, or the slots of one head."""
 
     def __init__(self, max_length: int, num_rows: int | None = None) -> None:
-        super().__init__(max_length)
+        with torch.device("cpu"):  # whatever the default device is
+            super().__init__(max_length)
         self.num_rows = num_rows
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:

@@ -70,13 +70,8 @@ class OriginalCheckpointMixin:
         ```
         """
         hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        files = FileSource(
-            pretrained_model_name_or_path,
-            "pretrained_model_name_or_path",
-            "It takes a pipeline in diffusers' format or an original Lumina-mGPT checkpoint.",
-            **hub_kwargs,
-        )
-        if files.require(cls.config_name, "config.json").name == cls.config_name:
+        files = model_files(pretrained_model_name_or_path, **hub_kwargs)
+        if not is_original(files):
             for name, value in (("original_vqgan", original_vqgan), ("original_tokenizer", original_tokenizer)):
                 if value is not None:
                     raise ValueError(
@@ -105,6 +100,17 @@ class OriginalCheckpointMixin:
         pipe = super().from_pretrained(folder, **{**kwargs, **dict.fromkeys(own)})
         pipe.register_modules(**own)
         return pipe
+
+
+def model_files(name_or_path: str | os.PathLike, **hub_kwargs) -> FileSource:
+    """The files of a pipeline in either format."""
+    accepted = "It takes a pipeline in diffusers' format or an original Lumina-mGPT checkpoint."
+    return FileSource(name_or_path, "pretrained_model_name_or_path", accepted, **hub_kwargs)
+
+
+def is_original(files: FileSource) -> bool:
+    """Whether files are those of a bare transformer rather than of a pipeline in diffusers' format."""
+    return files.require(DiffusionPipeline.config_name, "config.json").name != DiffusionPipeline.config_name
 
 
 def check_files(files: FileSource, components: Container[str]) -> None:

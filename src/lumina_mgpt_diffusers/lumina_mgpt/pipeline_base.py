@@ -213,6 +213,7 @@ class LuminaMGPTBasePipeline(
         ]
         return torch.cat(images)
 
+    @torch.no_grad()
     def decode_images(
         self, codes: Codes, output_type: str = "pil"
     ) -> list[PIL.Image.Image] | list[np.ndarray] | np.ndarray | list[torch.Tensor] | torch.Tensor:

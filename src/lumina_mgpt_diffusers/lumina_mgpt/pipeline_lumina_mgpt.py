@@ -150,6 +150,7 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
                 ids = [*kept, separator]
             conversations.append(ids)
         length = max(map(len, conversations))
+        device = device or torch.device("cpu")
         token_ids = torch.full((len(prompts), length), self.tokenizer.pad_token_id, device=device)
         attention_mask = torch.zeros_like(token_ids)
         for row, ids in enumerate(conversations):
@@ -394,14 +395,16 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
         if every is not None:
             every = check_integer("every", every, least=1)
         image_sizes = [size for size in sizes for _ in range(repeats)]
-        codes = self._check_latents(latents, image_sizes, vocabulary.num_codes)
+        # Last of the checks, since a pipeline over this one encodes images here.
+        codes = self._given_codes(latents, image_sizes, vocabulary.num_codes)
         call = Call(settings.guidance_scale, num_timesteps=max(one.numel() for one in codes))
         for size in dict.fromkeys(sizes):
             self._warn_of_size(*size)
         if num_inference_steps not in (None, call.num_timesteps):
             warn_once(
-                "`num_inference_steps` does not apply to Lumina-mGPT: it samples one code for every 16x16 pixels, so"
-                " that the number of steps follows from the size. The value is ignored."
+                "`num_inference_steps` does not apply to Lumina-mGPT, which samples one code for every"
+                f" {self.vae_scale_factor}x{self.vae_scale_factor} pixels: the number of steps follows from the size."
+                " The value is ignored."
             )
 
         # 2. Encode the prompts
@@ -444,7 +447,7 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
         self._last_call = call
         return sample_images(self, call, engine, rows, callback_on_step_end, tensor_inputs, output_type, every)
 
-    def _check_latents(
+    def _given_codes(
         self, latents: object, sizes: Sequence[tuple[int, int]], num_codes: int
     ) -> list[torch.LongTensor]:
         """The given codes of each image, -1 where there is none."""

@@ -40,7 +40,7 @@ class Grammar:
 
     vocabulary: ImageVocabulary
     base_size: int
-    text_ids: torch.LongTensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    text_ids: torch.LongTensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long, device="cpu"))
 
     @classmethod
     def from_tokenizer(
@@ -50,7 +50,7 @@ class Grammar:
         control = {*tokenizer.added_tokens_encoder.values(), *vocabulary.code_ids.tolist(), *vocabulary.size_tag_ids}
         control |= {vocabulary.end_id, vocabulary.row_end_id}
         allowed = set(tokenizer.get_vocab().values()) - control | {vocabulary.start_id, vocabulary.separator_id}
-        return cls(vocabulary, base_size, torch.tensor(sorted(allowed)))
+        return cls(vocabulary, base_size, torch.tensor(sorted(allowed), device="cpu"))
 
     def height_ids(self) -> torch.LongTensor:
         """Tags that may stand for the height of an image. Any of them can be followed by some width."""
@@ -78,7 +78,7 @@ class Grammar:
         ]
 
     def _tag_ids(self, grids: list[int]) -> torch.LongTensor:
-        return torch.tensor([self.vocabulary.size_tag_ids[number - 1] for number in grids])
+        return torch.tensor([self.vocabulary.size_tag_ids[number - 1] for number in grids], device="cpu")
 
 
 @dataclass(eq=False)

@@ -67,10 +67,10 @@ class ImageSpan:
         self.first = first
         self.given = codes
         self.rows, self.columns = codes.shape
-        places = torch.full((self.rows, self.columns + 1), -2)  # row ends are known too
+        places = torch.full((self.rows, self.columns + 1), -2, device="cpu")  # row ends are known too
         places[:, :-1] = codes
         self.known = places.flatten()[:-1] != -1
-        index = torch.arange(len(self.known))
+        index = torch.arange(len(self.known), device="cpu")
         upcoming = index.where(~self.known, len(index)).flip(0).cummin(dim=0).values.flip(0)
         self._next_sampled = [*upcoming.tolist(), len(index)]
         self.stop = first + int(index.where(~self.known, -1).amax()) + 1
@@ -258,7 +258,7 @@ class Row:
         patch_size = self.grammar.vocabulary.patch_size
         codes = self.request.codes if self.request.is_image else None
         if codes is None:
-            codes = torch.full((height // patch_size, width // patch_size), -1)
+            codes = torch.full((height // patch_size, width // patch_size), -1, device="cpu")
         self.set_codes(codes)
         self.phase = Phase.IMAGE
 
@@ -313,7 +313,8 @@ class Row:
 
     def _cut_image(self, codes: torch.LongTensor, log_probs: torch.Tensor | None) -> None:
         """End the answer in its image such that a conversation can go on from it: the image whole, if there is any."""
-        places = torch.arange(codes.shape[0])[:, None] * (codes.shape[1] + 1) + torch.arange(codes.shape[1])
+        rows, columns = (torch.arange(side, device="cpu") for side in codes.shape)
+        places = rows[:, None] * (codes.shape[1] + 1) + columns
         codes = codes.masked_fill(len(self.tokens) + places >= self.limit, -1)
         opening = 3
         if (codes >= 0).any():

@@ -99,7 +99,7 @@ class SamplingPlaces:
         self.settings = list(settings)
 
         def column(values: list, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype).to(device)[:, None]
+            return torch.tensor(values, dtype=dtype, device="cpu").to(device)[:, None]
 
         self.guidance_scale = column([one.guidance_scale for one in settings])
         self.temperature = column([one.temperature or 1.0 for one in settings])
@@ -395,10 +395,11 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         batch_size, window, num_codes = model_output.shape
         if len(sample) != batch_size:
             raise ValueError(f"`sample` has {len(sample)} rows but `model_output` has {batch_size}.")
-        # A number goes to the device as an argument of the addition; as a tensor the host would wait for it.
-        is_tensor = isinstance(timestep, torch.Tensor)
-        first = timestep.to(sample.device).expand(batch_size)[:, None] if is_tensor else timestep
-        slots = (first + torch.arange(window, device=sample.device)).expand(batch_size, window)
+        if not isinstance(timestep, torch.Tensor):
+            # Filled on the device: a copy from the host would make it wait.
+            timestep = torch.full((), timestep, device=sample.device)
+        first = timestep.to(sample.device).expand(batch_size)
+        slots = first[:, None] + torch.arange(window, device=sample.device)  # (batch_size, window)
         if places is None:
             settings = self.settings(temperature=temperature, top_k=top_k)
             places = SamplingPlaces([settings] * batch_size, model_output.device)
@@ -430,7 +431,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         generators = generator if isinstance(generator, list) else [generator] * batch_size
         if len(generators) != batch_size:
             raise ValueError(f"`generator` is a list of {len(generators)} but the batch size is {batch_size}.")
-        return torch.tensor([draw_key(one) for one in generators])
+        return torch.tensor([draw_key(one) for one in generators], device="cpu")
 
 
 __all__ = ["LuminaMGPTScheduler", "LuminaMGPTSchedulerOutput", "SamplerSettings", "SamplingPlaces"]

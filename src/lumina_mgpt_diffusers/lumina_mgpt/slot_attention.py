@@ -41,9 +41,9 @@ def slot_sdpa(
     length = query.shape[2]
     if attention_mask is None or length >= LEAST_QUERIES or query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    spare = (0, 0, 0, LEAST_QUERIES - length)
-    query = nn.functional.pad(query, spare)
-    attention_mask = nn.functional.pad(attention_mask, spare, value=attention_mask.dtype == torch.bool)
+    # The last query once more, until there are enough.
+    queries = torch.arange(LEAST_QUERIES, device=query.device).clamp(max=length - 1)
+    query, attention_mask = query[:, :, queries], attention_mask[:, :, queries]
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output[:, :length], None
 

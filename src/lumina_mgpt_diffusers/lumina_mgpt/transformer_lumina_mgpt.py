@@ -287,9 +287,8 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            return_dict=True,
             **self._xformers_arguments(slots),
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         # On CPU, a strided input makes the bfloat16 head 20 times slower.
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep).contiguous()

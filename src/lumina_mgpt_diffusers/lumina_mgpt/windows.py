@@ -96,6 +96,7 @@ class WindowTuner:
         self._direction = 1
         self._interval = self.trial_interval
         self._steps = 0
+        self._num_failed = 0
         self._load = None
         self._times: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=4))
         self._means: dict[int, float] = {}
@@ -139,10 +140,15 @@ class WindowTuner:
             if self._rate(self._tried) > self._rate(self._best):
                 # A gain in this direction makes another one likely.
                 self._best, self._interval, self._steps = self._tried, self.trial_interval, self.trial_interval
+                self._num_failed = 0
             else:
                 self._direction = -self._direction
-                self._interval = min(2 * self._interval, self.max_trial_interval)
-                self._steps = 0
+                self._num_failed += 1
+                # After one side the other; after both there is time.
+                self._steps = self._interval
+                if self._num_failed > 1:
+                    self._interval = min(2 * self._interval, self.max_trial_interval)
+                    self._steps = self._num_failed = 0
             self._tried = None
 
     def _try_next(self) -> None:

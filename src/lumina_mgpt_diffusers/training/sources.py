@@ -11,7 +11,7 @@ import torch
 from diffusers.quantizers import PipelineQuantizationConfig
 from transformers import BitsAndBytesConfig, ChameleonConfig
 
-from ..lumina_mgpt.loading import is_original_checkpoint
+from ..lumina_mgpt.loading import is_original, model_files
 from ..lumina_mgpt.pipeline_lumina_mgpt import LuminaMGPTPipeline
 from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .arguments import DataArguments, ModelArguments
@@ -49,7 +49,7 @@ def load_pipeline(
         kwargs["quantization_config"] = PipelineQuantizationConfig(quant_mapping={"transformer": config})
     name = arguments.pretrained_model_name_or_path
     resolution = getattr(arguments, "resolution", None)
-    if resolution is not None and is_original_checkpoint(name):
+    if resolution is not None and is_original(model_files(name)):
         kwargs["scheduler"] = LuminaMGPTScheduler(resolution=resolution)
     return LuminaMGPTPipeline.from_pretrained(name, **kwargs)
 
@@ -62,7 +62,7 @@ def dtype_on_disk(arguments: ModelArguments) -> str:
         arguments ([`ModelArguments`]): The flags.
     """
     name = arguments.pretrained_model_name_or_path
-    subfolder = "" if is_original_checkpoint(name) else "transformer"
+    subfolder = "" if is_original(model_files(name)) else "transformer"
     config, _ = ChameleonConfig.get_config_dict(name, subfolder=subfolder, revision=arguments.revision)
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Makes the pocket model from nothing, with fixed seeds and the training commands of this repository. Every step goes
+# on where it was stopped; run it from the root of the repository, again if it was killed.
+#
+#     bash examples/pocket/make_pocket.sh
+set -euo pipefail
+
+WORK=pocket_work  # the recipes name it too; make it a link to put it elsewhere
+PYTHON=${PYTHON:-python}
+VQ_STEPS=${VQ_STEPS:-40000}
+SAMPLES=${SAMPLES:-300000}       # scenes of text to image for each stage
+TASK_SAMPLES=${TASK_SAMPLES:-40000}  # scenes of each other task
+POCKET=examples/pocket
+TASKS="caption depth normal segmentation detection control edit question conversation"
+
+step() {
+    local began=$SECONDS
+    echo "== $*"
+    "$PYTHON" "$@"
+    echo "== $((SECONDS - began)) s"
+}
+
+step $POCKET/train_vq.py --output "$WORK/vq" --max_train_steps "$VQ_STEPS"
+if [ ! -f "$WORK/start/model_index.json" ]; then
+    step $POCKET/make_model.py --vqvae "$WORK/vq/vqvae" --output "$WORK/start"
+fi
+for base in 96 128 192; do
+    step $POCKET/make_data.py --pipeline "$WORK/start" --output "$WORK/data" --base_size $base \
+        --num_samples "$SAMPLES" --vqvae_dtype bfloat16
+done
+step examples/training/train_fp_sft.py --config $POCKET/recipes/fp_sft.yaml
+step $POCKET/make_data.py --pipeline "$WORK/start" --output "$WORK/data" --base_size 192 --tasks $TASKS \
+    --first 1000000 --num_samples "$TASK_SAMPLES" --vqvae_dtype bfloat16
+step examples/training/train_omni_sft.py --config $POCKET/recipes/omni_sft.yaml
+step $POCKET/finish_model.py --pipeline "$WORK/omni_sft/pipeline" --output "$WORK/pocket"
+step $POCKET/evaluate.py --pipeline "$WORK/pocket" --output "$WORK/figures" --judge_only
+step $POCKET/evaluate.py --pipeline "$WORK/pocket" --output "$WORK/figures" --tasks --num_fid_images 500
+step $POCKET/evaluate.py --pipeline "$WORK/pocket" --output "$WORK/figures" --split held_out
