@@ -11,8 +11,9 @@ from omni import GREEDY, arrays, chat_from, random_runs, slow_answer, to_message
 from reference import load_stock
 
 from lumina_mgpt_diffusers import ImagePart, LuminaMGPTConversation, TextPart
-from lumina_mgpt_diffusers.lumina_mgpt import slots
+from lumina_mgpt_diffusers.lumina_mgpt import engine, slots
 from lumina_mgpt_diffusers.lumina_mgpt.chat_messages import read_messages
+from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar
 from lumina_mgpt_diffusers.lumina_mgpt.row import SampledImage, SampledText
 
 
@@ -175,6 +176,16 @@ def test_sizes_are_valid_grids(trained_pipe):
         assert rows * columns <= 36 and max(rows, columns) <= 4 * min(rows, columns)
 
 
+def test_an_aspect_ratio_of_four_is_the_greatest(trained_pipe):
+    vocabulary = trained_pipe.image_vocabulary
+    grammar = Grammar(vocabulary, 96)  # of at most 9 cells
+    tag = vocabulary.size_tag_ids
+    assert grammar.width_ids(tag[0]).tolist() == list(tag[:4])
+    assert grammar.width_ids(tag[3]).tolist() == list(tag[:2])
+    assert grammar.height_ids().tolist() == list(tag[:4])
+    assert grammar.size(tag[3], tag[0]) == (128, 32)
+
+
 # Batches
 
 
@@ -302,7 +313,8 @@ def test_a_turn_costs_its_own_tokens(trained_pipe, count_forwards):
     assert conversation.token_ids[length:][own:][: len(output.token_ids)] == output.token_ids
 
 
-def test_conversations_meet_in_batches_and_part(trained_pipe):
+@pytest.mark.parametrize(("length_step", "num_draft_tokens"), [(None, 0), (1, 31)])
+def test_conversations_meet_in_batches_and_part(trained_pipe, monkeypatch, length_step, num_draft_tokens):
     chat = chat_from(trained_pipe)
     turns = turns_of(3)
     arguments = {"max_new_tokens": 30, **SAMPLED}
@@ -312,6 +324,10 @@ def test_conversations_meet_in_batches_and_part(trained_pipe):
         for conversation in alone
     ]
     together = [LuminaMGPTConversation(seeded(row)) for row in range(3)]
+    chat = chat_from(trained_pipe, num_draft_tokens=num_draft_tokens)
+    if length_step is not None:  # then rows have just the slots that they need
+        monkeypatch.setattr(slots, "LENGTH_STEP", length_step)
+        monkeypatch.setattr(engine, "LENGTH_STEP", length_step)
     batches = [[0, 1, 2], [2, 0], [1], [1, 2, 0]]
     answers: list[list] = [[], [], []]
     for rows in batches:

@@ -265,3 +265,9 @@ def test_what_a_batch_is():
     assert split_batch("Hi", None, None)[3] is False
     assert split_batch([{"role": "user", "content": "Hi"}], None, None)[3] is False
     assert split_batch(["Hi", [{"role": "user", "content": "Hi"}]], None, None)[3] is True
+
+
+@pytest.mark.parametrize("generator", [0, "cpu", [torch.Generator()], torch.Generator])
+def test_generators_of_conversations_are_checked(generator):
+    with pytest.raises(ValueError, match="`generator` has to be a `torch.Generator`, or None, but is"):
+        LuminaMGPTConversation(generator)

@@ -179,6 +179,26 @@ def test_host_that_learns_late_changes_nothing(trained_pipe, with_sampler, count
     assert steps[-1] == trained_pipe.num_timesteps - 1
 
 
+@pytest.mark.parametrize("num_drafts", [1, 40])
+@pytest.mark.parametrize("lag", [0, 1])
+def test_windows_past_the_end_have_room_in_rows_of_just_the_length(
+    trained_pipe, with_sampler, monkeypatch, num_drafts, lag
+):
+    size = {"height": 32, "width": 96}
+    expected = [codes_of(trained_pipe, prompt, [1], **size) for prompt in PROMPTS[:2]]
+    holes = torch.cat(expected)
+    holes[:, :, 2::4] = -1  # between them are runs of codes that all go at once
+    with_sampler(trained_pipe, num_draft_tokens=num_drafts)
+    monkeypatch.setattr(slots, "LENGTH_STEP", 1)
+    monkeypatch.setattr(engine, "LENGTH_STEP", 1)
+    monkeypatch.setitem(engine.FRONTIER_LAG, "cpu", lag)
+    for prompt, codes in zip(PROMPTS, expected):
+        assert torch.equal(codes_of(trained_pipe, prompt, [1], **size), codes)
+    for latents in (None, holes):
+        together = codes_of(trained_pipe, PROMPTS[:2], [1, 1], latents=latents, **size)
+        assert torch.equal(together, torch.cat(expected))
+
+
 def test_prompts_are_fed_once_for_all_their_images(random_pipe, count_forwards):
     with count_forwards(random_pipe.transformer) as forwards:
         codes_of(random_pipe, PROMPTS[:2], range(6), num_images_per_prompt=3, height=64, width=64)

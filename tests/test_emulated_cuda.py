@@ -6,6 +6,8 @@ import torch
 from emulated_cuda import emulated_cuda
 from omni import chat_from, img2img_from
 
+from lumina_mgpt_diffusers.lumina_mgpt import engine, slots
+
 
 PROMPTS = ["A red fox in the snow.", "a cat"]
 
@@ -162,7 +164,8 @@ def test_text_to_image_has_the_codes_of_the_host(trained_pipe, with_sampler, num
     assert not any(parameter.is_cuda for parameter in trained_pipe.transformer.parameters())
 
 
-def test_streams_images_and_conversations_are_those_of_the_host(trained_pipe):
+@pytest.mark.parametrize(("length_step", "lag"), [(None, 1), (1, 3)])
+def test_streams_images_and_conversations_are_those_of_the_host(trained_pipe, monkeypatch, length_step, lag):
     picture = torch.rand(3, 32, 64, generator=torch.Generator().manual_seed(0))
 
     def run(text2img, img2img, chat) -> list:
@@ -174,21 +177,37 @@ def test_streams_images_and_conversations_are_those_of_the_host(trained_pipe):
         return [codes.tolist() for codes in (*last.codes, *edited)] + [said.text]
 
     expected = run(trained_pipe, img2img_from(trained_pipe), chat_from(trained_pipe))
+    monkeypatch.setitem(engine.FRONTIER_LAG, "cuda", lag)
+    if length_step is not None:
+        monkeypatch.setattr(slots, "LENGTH_STEP", length_step)
+        monkeypatch.setattr(engine, "LENGTH_STEP", length_step)
     with emulated_cuda() as device:
         moved = device.move(trained_pipe)
         assert run(moved, img2img_from(moved), chat_from(moved)) == expected
 
 
-def test_the_host_waits_at_most_once_for_a_forward(trained_pipe, with_sampler, count_forwards):
+@pytest.mark.parametrize("kind", ["text", "edit", "chat"])
+def test_the_host_waits_at_most_so_often_for_a_forward(trained_pipe, with_sampler, count_forwards, kind):
     with_sampler(trained_pipe, num_draft_tokens=3)
-    numbers = []
+    picture = torch.rand(3, 32, 64, generator=torch.Generator().manual_seed(0))
+    calls = {
+        "text": lambda pipe, size: codes_of(pipe, "a cat", width=32 * size),
+        "edit": lambda pipe, size: img2img_from(pipe)("Redder.", picture, height=32, width=32 * size, top_k=1),
+        "chat": lambda pipe, size: chat_from(pipe)("Hello, who are you?", max_new_tokens=4 * size, text_top_k=1),
+    }
     with emulated_cuda() as device:
         moved = device.move(trained_pipe)
-        for width in (32, 96):
-            device.syncs.clear()
-            with count_forwards(moved.transformer) as forwards:
-                codes_of(moved, "a cat", width=width)
-            numbers.append((len(forwards), len(device.syncs)))
-    (few_forwards, few_waits), (many_forwards, many_waits) = numbers
+        (few_forwards, few_waits), (many_forwards, many_waits) = (
+            waits_of(device, moved, calls[kind], size, count_forwards) for size in (1, 3)
+        )
     assert many_forwards > few_forwards
-    assert many_waits - few_waits <= many_forwards - few_forwards
+    # The tokens of text are drawn by settings that are uploaded for each.
+    assert many_waits - few_waits <= (14 if kind == "chat" else 1) * (many_forwards - few_forwards)
+
+
+def waits_of(device, pipe, call, size, count_forwards) -> tuple[int, int]:
+    """Number of forwards, and of waits."""
+    device.syncs.clear()
+    with count_forwards(pipe.transformer) as forwards:
+        call(pipe, size)
+    return len(forwards), len(device.syncs)

@@ -150,6 +150,17 @@ def test_samplers_of_tasks(pipe, monkeypatch):
     assert scales == {"edit": 4.0, "depth": 1.0, "control": 1.0}
 
 
+def test_samplers_of_tasks_are_those_of_the_original(random_pipe, monkeypatch):
+    pipe = img2img_from(random_pipe, guidance_scale=2.0, temperature=0.3, top_k=7)
+    seen = []
+    monkeypatch.setattr(pipe.scheduler, "step", spy(pipe.scheduler.step, seen))
+    expected = {"edit": (4.0, 1.0, 2000), "control": (1.0, 1.0, 2000)}
+    for task in TASKS:
+        prompt = "a house" if TASKS[task].needs_prompt else None
+        pipe(prompt, IMAGE, task, height=32, width=32, output_type="latent")
+        assert (pipe.guidance_scale, *seen[-1]) == expected.get(task, (1.0, 1.0, 200)), task
+
+
 def spy(step, seen):
     def wrapped(*args, **kwargs):
         seen.append((float(kwargs["places"].temperature), int(kwargs["places"].top_k)))

@@ -205,7 +205,15 @@ def test_a_configuration_of_other_shapes(tmp_path, original):
         load_vqvae(write_vqgan(tmp_path, original, ch=64))
 
 
-@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"\x80\x02X\x02\x00\x00\x00\xaa\xaa.",  # text that is none
+        b"\x80\x02j\x07\x00\x00\x00.",  # a reference to nothing
+    ],
+)
 def test_a_damaged_file(tmp_path, content):
     shutil.copy(VQGAN / "vqgan.yaml", tmp_path)
     (tmp_path / "vqgan.ckpt").write_bytes(content)

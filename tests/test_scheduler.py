@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -37,6 +39,15 @@ def test_defaults_are_those_of_the_paper():
     assert values == {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 2000, "text_temperature": 1.0}
     assert (config.text_top_k, config.resolution, config.num_draft_tokens) == (5, 768, "auto")
     assert (config.top_p, config.min_p, config.batch_invariant) == (1.0, 0.0, None)
+
+
+def test_settings_of_any_type_of_number_are_saved(tmp_path):
+    values = {"guidance_scale": np.float32(2), "top_k": np.int64(7), "text_top_k": 3.0, "num_draft_tokens": -0.0}
+    values |= {"resolution": Fraction(192, 2), "top_p": np.float16(0.5), "temperature": Fraction(1, 2)}
+    LuminaMGPTScheduler(**values).save_pretrained(tmp_path)
+    config = LuminaMGPTScheduler.from_pretrained(tmp_path).config
+    assert {name: config[name] for name in values} == values
+    assert all(isinstance(config[name], int) for name in ("top_k", "text_top_k", "num_draft_tokens", "resolution"))
 
 
 def test_save_load_and_from_config(tmp_path):

@@ -5,6 +5,8 @@ import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from lumina_mgpt_diffusers.lumina_mgpt import engine
+
 
 SIZE = {"height": 96, "width": 32}  # 6 rows of 2 codes
 PROMPT = "a cat"
@@ -116,6 +118,35 @@ def test_pipeline_callbacks(random_pipe, is_several):
     codes = call(random_pipe, callback_on_step_end=callback)
     assert recorder.steps == [(index, index, 12, ["latents"]) for index in range(12)]
     assert torch.equal(codes, call(random_pipe))
+
+
+def test_guidance_that_a_callback_sets_is_checked(random_pipe):
+    for scale in ("4", -1.0, float("nan"), None):
+
+        def change(pipe, step, timestep, inputs, scale=scale):
+            pipe._guidance_scale = scale
+
+        with pytest.raises(ValueError, match="`pipe._guidance_scale` has to be a finite number >= 0"):
+            call(random_pipe, callback_on_step_end=change)
+
+
+@pytest.mark.parametrize("num_draft_tokens", [0, 3])
+def test_callbacks_know_of_the_last_step_where_the_host_learns_late(
+    random_pipe, with_sampler, monkeypatch, num_draft_tokens
+):
+    with_sampler(random_pipe, num_draft_tokens=num_draft_tokens)
+    monkeypatch.setitem(engine.FRONTIER_LAG, "cpu", 1)
+    seen = []
+
+    def watch(pipe, step, timestep, inputs):
+        codes = inputs["latents"].flatten()
+        missing = (codes < 0).nonzero()
+        seen.append((step, int(timestep), int(missing[0]) if len(missing) else len(codes)))
+
+    call(random_pipe, callback_on_step_end=watch)
+    assert [(step, step, step + 1) for step, *_ in seen] == seen
+    assert [step for step, *_ in seen] == sorted({step for step, *_ in seen})  # each once
+    assert seen[-1][0] == 11
 
 
 def test_turning_guidance_off_on_the_way(random_pipe):

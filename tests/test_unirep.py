@@ -140,6 +140,17 @@ def test_malformed_sequences_say_what_is_wrong_and_where(vocabulary, tokens, cha
 
 
 @pytest.mark.parametrize(
+    "values", [None, 3.5, "3", ["a"], {1: 2}, [[1], [2, 3]], [2**63], [0.5] * 9, torch.zeros(9, dtype=torch.bool)]
+)
+def test_what_is_no_sequence_of_token_ids_is_refused(vocabulary, values):
+    with pytest.raises(MalformedImageError, match="`token_ids` have to be integers but are"):
+        vocabulary.to_codes(values)
+    for tensor in (torch.zeros(9, dtype=torch.long, device="meta"), torch.zeros(9, dtype=torch.long).to_sparse()):
+        with pytest.raises(MalformedImageError, match="`token_ids` have to be integers"):
+            vocabulary.to_codes(tensor)
+
+
+@pytest.mark.parametrize(
     "codes, message",
     [
         (torch.zeros(4, dtype=torch.long), r"of shape \(rows, columns\) but are of shape \(4,\)"),

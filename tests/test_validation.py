@@ -11,8 +11,10 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from lumina_mgpt_diffusers.lumina_mgpt.validation import (
     LEAST_TEMPERATURE,
+    MAX_TOP_K,
     check_callback,
     check_callback_outputs,
+    check_flag,
     check_generator,
     check_guidance_scale,
     check_integer,
@@ -76,6 +78,20 @@ def test_numbers_beyond_float32_are_refused():
             check_resolution(value)
     with pytest.raises(ValueError, match="at most 3200, for which .* but are an integer of 1329 bits and 64"):
         check_size(10**400, 64, 96, 3200)
+
+
+def test_flags_are_true_or_false():
+    assert check_flag("return_dict", True) is True and check_flag("return_dict", np.bool_(False)) is False
+    for value in (None, 1, "yes", np.zeros(2), torch.tensor(True)):
+        with pytest.raises(ValueError, match="`return_dict` has to be True or False but is"):
+            check_flag("return_dict", value)
+
+
+def test_more_codes_than_there_can_be_are_refused():
+    assert check_top_k(MAX_TOP_K) == MAX_TOP_K
+    for value in (2**31, 2**64, 10**5000):
+        with pytest.raises(ValueError, match="`top_k` has to be an integer >= 0 and <= 2147483647, or None, but is"):
+            check_top_k(value)
 
 
 def test_a_temperature_that_float32_cannot_divide_by_is_greedy():
@@ -194,7 +210,7 @@ def test_what_a_callback_may_be():
     for callback in (3, "print", [print]):
         with pytest.raises(ValueError, match="`callback_on_step_end` has to be callable, or None, but is"):
             check_callback(callback, ["latents"], ["latents"])
-    for names in (["prompt"], "latents", 3):
+    for names in (["prompt"], "latents", 3, False, "", np.zeros(2), [np.zeros(2)]):
         with pytest.raises(ValueError, match=r"`callback_on_step_end_tensor_inputs` has to be in \['latents'\]"):
             check_callback(print, names, ["latents"])
     with pytest.raises(ValueError, match="`callback_on_step_end` has to return a dict, or None, but returned 3"):

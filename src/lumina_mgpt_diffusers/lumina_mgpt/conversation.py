@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 
 from .kv_cache import SlotCache
+from .validation import shown
 
 
 # Guards the beginning of turns, so that of two at once only one begins.
@@ -70,6 +71,8 @@ class LuminaMGPTConversation:
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"`generator` has to be a `torch.Generator`, or None, but is {shown(generator)}.")
         self.generator = generator
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None

@@ -364,6 +364,11 @@ class Engine:
         while self._unread:
             self._read_oldest()
 
+    def settle(self) -> None:
+        """[`read`], and close the images that turn out to be done."""
+        self.read()
+        self._finish_rows()
+
     def _read_oldest(self) -> None:
         status, window = self._unread.popleft()
         values = status.tolist()

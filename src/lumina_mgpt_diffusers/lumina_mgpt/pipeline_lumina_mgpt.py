@@ -28,6 +28,7 @@ from .validation import (
     MAX_IMAGES_PER_PROMPT,
     check_callback,
     check_choice,
+    check_flag,
     check_generator,
     check_integer,
     check_latents,
@@ -286,6 +287,7 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             `ValueError`: If an argument is wrong, before any model runs.
         """
         # 1. Sample the codes
+        return_dict = check_flag("return_dict", return_dict)
         (result,) = self._start(every=None, **call_arguments(locals()))
 
         # 2. Decode the images
@@ -362,7 +364,9 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
                 self.transformer.config.vocab_size,
             )
             if not isinstance(negative_prompt, str) and num_negatives != num_prompts:
-                raise ValueError(f"There are {num_prompts} prompts but {num_negatives} negative prompts.")
+                raise ValueError(
+                    f"There are {num_prompts} prompts but {num_negatives} negative prompts in `negative_prompt`."
+                )
         if self.tokenizer is None and not (prompt is None and negative_prompt is None):
             raise ValueError("This pipeline has no tokenizer: pass `prompt_token_ids` instead of `prompt`.")
         repeats = check_integer("num_images_per_prompt", num_images_per_prompt, least=1, most=MAX_IMAGES_PER_PROMPT)
@@ -376,11 +380,12 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
         )
         if num_draft_tokens is not None:
-            check_num_draft_tokens(num_draft_tokens)
+            num_draft_tokens = check_num_draft_tokens(num_draft_tokens)
         if draft_init is not None:
             check_choice("draft_init", draft_init, DRAFT_INITS)
-        check_integer("max_sequence_length", max_sequence_length, least=2)
+        max_sequence_length = check_integer("max_sequence_length", max_sequence_length, least=2)
         check_choice("output_type", output_type, OUTPUT_TYPES)
+        return_log_probs = check_flag("return_log_probs", return_log_probs)
         generator = check_generator(generator, num_prompts * repeats)
         tensor_inputs = check_callback(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs

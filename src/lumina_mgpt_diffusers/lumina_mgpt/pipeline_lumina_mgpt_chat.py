@@ -24,6 +24,7 @@ from .validation import (
     check_choice,
     check_codes,
     check_crop_generator,
+    check_flag,
     check_generator,
     check_integer,
     check_num_draft_tokens,
@@ -248,6 +249,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         Raises:
             `ValueError`: If an argument is wrong, before any model runs.
         """
+        return_dict = check_flag("return_dict", return_dict)
         answers, is_batch = self._start(**call_arguments(locals()))
         pieces: list[list[SampledText | SampledImage]] = [[] for _ in answers.turns]
         for index, piece in answers:
@@ -349,7 +351,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             text_top_k=text_top_k,
         )
         if num_draft_tokens is not None:
-            check_num_draft_tokens(num_draft_tokens)
+            num_draft_tokens = check_num_draft_tokens(num_draft_tokens)
         if draft_init is not None:
             check_choice("draft_init", draft_init, DRAFT_INITS)
         generator = check_generator(generator, len(turns))

@@ -34,6 +34,7 @@ from .validation import (
     check_choice,
     check_codes,
     check_crop_generator,
+    check_flag,
     check_generator,
     check_integer,
     check_num_draft_tokens,
@@ -234,6 +235,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
             `ValueError`: If an argument is wrong, before any model runs.
         """
         # 1. Sample the codes
+        return_dict = check_flag("return_dict", return_dict)
         (result,) = self._start(every=None, **call_arguments(locals()))
 
         # 2. Decode the images
@@ -299,7 +301,9 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
             is_list = isinstance(negative_prompt, (list, tuple))
             negatives = list(negative_prompt) if is_list else [negative_prompt] * len(prompts)
             if len(negatives) != len(prompts):
-                raise ValueError(f"There are {len(prompts)} prompts but {len(negatives)} negative prompts.")
+                raise ValueError(
+                    f"There are {len(prompts)} prompts but {len(negatives)} negative prompts in `negative_prompt`."
+                )
         for name, texts in (("prompt", prompts), ("negative_prompt", negatives or [])):
             for text in texts:
                 if not (text is None or isinstance(text, str)):
@@ -329,13 +333,14 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
             min_p=min_p,
         )
         if num_draft_tokens is not None:
-            check_num_draft_tokens(num_draft_tokens)
+            num_draft_tokens = check_num_draft_tokens(num_draft_tokens)
         if draft_init is not None:
             check_choice("draft_init", draft_init, DRAFT_INITS)
         repeats = check_integer("num_images_per_prompt", num_images_per_prompt, least=1, most=MAX_IMAGES_PER_PROMPT)
         generator = check_generator(generator, len(images) * repeats)
         check_crop_generator(crop_generator)
         check_choice("output_type", output_type, OUTPUT_TYPES)
+        return_log_probs = check_flag("return_log_probs", return_log_probs)
         tensor_inputs = check_callback(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )

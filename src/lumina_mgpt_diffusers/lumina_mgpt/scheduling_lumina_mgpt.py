@@ -25,6 +25,7 @@ from .validation import (
     check_temperature,
     check_top_k,
     check_top_p,
+    plain_number,
 )
 
 
@@ -189,10 +190,18 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         batch_invariant: bool | None = None,
     ) -> None:
         self.settings()
-        check_resolution(resolution)
-        check_num_draft_tokens(num_draft_tokens)
         check_choice("draft_init", draft_init, DRAFT_INITS)
         check_choice("batch_invariant", batch_invariant, (None, True, False))
+        # In types of Python's own, which can be saved.
+        numbers = {"guidance_scale": guidance_scale, "temperature": temperature, "text_temperature": text_temperature}
+        numbers |= {"top_p": top_p, "min_p": min_p}
+        self.register_to_config(
+            resolution=check_resolution(resolution),
+            num_draft_tokens=check_num_draft_tokens(num_draft_tokens),
+            top_k=None if top_k is None else check_top_k(top_k),
+            text_top_k=None if text_top_k is None else check_top_k(text_top_k),
+            **{name: plain_number(value) for name, value in numbers.items()},
+        )
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0, dtype=torch.long)
 

@@ -15,7 +15,7 @@ import torch
 
 from .engine import Engine
 from .row import Row
-from .validation import check_callback_outputs
+from .validation import check_callback_outputs, check_guidance_scale
 
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def sample_images(
                     if row.error is not None:
                         raise row.error
                 if callback is not None:
-                    engine.read()
+                    engine.settle()
                 if all(row.num_codes for row in rows):
                     call.num_timesteps = progress_bar.total = max(row.num_codes for row in rows)
                     if callback is not None:
@@ -171,9 +171,10 @@ def _run_callback(
         outputs = callback(pipe, step, torch.tensor(step, device=engine.device), inputs)
     finally:
         CURRENT_CALL.reset(token)
-    if call.guidance_scale != guidance_scale:
+    changed_scale = check_guidance_scale(call.guidance_scale, "pipe._guidance_scale")
+    if changed_scale != guidance_scale:
         for row in rows:
-            engine.set_settings(row, replace(row.settings, guidance_scale=max(float(call.guidance_scale), 1.0)))
+            engine.set_settings(row, replace(row.settings, guidance_scale=max(changed_scale, 1.0)))
     after = outputs["latents"] if isinstance(outputs, dict) and "latents" in outputs else None
     if after is None:
         check_callback_outputs(outputs, (), 0)

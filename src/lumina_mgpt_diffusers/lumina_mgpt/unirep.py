@@ -253,7 +253,7 @@ class ImageVocabulary:
             [`MalformedImageError`]: If the sequence is anything but one whole image: wrong length, a token where it
                 may not stand, a missing row end or end, a size tag that is none.
         """
-        ids = torch.as_tensor(token_ids, dtype=torch.long).cpu()
+        ids = _as_integers(token_ids)
         if ids.ndim != 1:
             raise MalformedImageError(f"`token_ids` have to be one sequence but are of shape {tuple(ids.shape)}.")
         if len(ids) < 4:
@@ -297,6 +297,18 @@ class ImageVocabulary:
                 f" token id {int(grid[row, column])}."
             )
         return order[place]
+
+
+def _as_integers(token_ids: object) -> torch.LongTensor:
+    try:
+        ids = torch.as_tensor(token_ids)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        ids = None
+    if ids is None or ids.layout is not torch.strided or ids.is_meta or ids.is_nested or ids.is_quantized:
+        raise MalformedImageError(f"`token_ids` have to be integers but are {type(token_ids)}.")
+    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise MalformedImageError(f"`token_ids` have to be integers but are {ids.dtype}.")
+    return ids.long().cpu()
 
 
 _VOCABULARIES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple, ImageVocabulary]] = WeakKeyDictionary()

@@ -24,6 +24,9 @@ MAX_DRAFT_TOKENS = 1024
 
 MAX_IMAGES_PER_PROMPT = 1024
 
+MAX_TOP_K = (1 << 31) - 1
+"""More than any vocabulary has."""
+
 MAX_GUIDANCE_SCALE = 1e6
 """Beyond it, guided logits divided by the least temperature would overflow in float32."""
 
@@ -58,6 +61,12 @@ def as_integer(value: object) -> int | None:
     except (OverflowError, ValueError):  # infinity and NaN
         return None
     return whole if whole == value else None
+
+
+def plain_number(value: Real) -> int | float:
+    """A number of any type as one of Python's, which JSON can hold."""
+    whole = None if isinstance(value, float) else as_integer(value)
+    return float(value) if whole is None else whole
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> int:
@@ -102,6 +111,12 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"`{name}` has to be one of {list(choices)} but is {shown(value)}.")
 
 
+def check_flag(name: str, value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` has to be True or False but is {shown(value)}.")
+    return bool(value)
+
+
 def check_guidance_scale(value: object, name: str = "guidance_scale") -> float:
     return check_number(name, value, MAX_GUIDANCE_SCALE)
 
@@ -115,8 +130,9 @@ def check_temperature(value: object, name: str = "temperature") -> float:
 def check_top_k(value: object, name: str = "top_k") -> int:
     """The number, 0 for None."""
     top_k = 0 if value is None else as_integer(value)
-    if top_k is None or top_k < 0:
-        raise ValueError(f"`{name}` has to be an integer >= 0, or None, but is {shown(value)}.")
+    if top_k is None or not 0 <= top_k <= MAX_TOP_K:
+        limit = f" and <= {MAX_TOP_K}" if top_k is not None and top_k > 0 else ""
+        raise ValueError(f"`{name}` has to be an integer >= 0{limit}, or None, but is {shown(value)}.")
     return top_k
 
 
@@ -267,8 +283,9 @@ def check_callback(callback: object, tensor_inputs: Sequence[str] | None, allowe
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         tensor_inputs = callback.tensor_inputs
     names = [] if tensor_inputs is None else tensor_inputs
-    unknown = [name for name in names if name not in allowed] if isinstance(names, (list, tuple)) else names
-    if unknown:
+    is_list = isinstance(names, (list, tuple))
+    unknown = [name for name in names if not isinstance(name, str) or name not in allowed] if is_list else names
+    if not is_list or unknown:
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` has to be in {list(allowed)}, but found {shown(unknown)}"
         )
