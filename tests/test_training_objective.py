@@ -22,7 +22,12 @@ PAD_ID = 1
 
 @pytest.fixture
 def model(random_pipe):
-    return make_trainable(copy.deepcopy(random_pipe.transformer), z_loss_weight=1e-5, dropout=0.0).train()
+    return make_trainable(trainable_copy(random_pipe), z_loss_weight=1e-5, dropout=0.0).train()
+
+
+def trainable_copy(pipe) -> torch.nn.Module:
+    # Tests of adapters freeze the weights that they share.
+    return copy.deepcopy(pipe.transformer).requires_grad_(True)
 
 
 def samples() -> list[dict]:
@@ -115,7 +120,7 @@ def test_bfloat16_autocast_keeps_float32_gradients(model):
 
 
 def test_residual_dropout_only_in_training_and_the_same_when_checkpointed(random_pipe):
-    model = make_trainable(copy.deepcopy(random_pipe.transformer), dropout=0.5)
+    model = make_trainable(trainable_copy(random_pipe), dropout=0.5)
     inputs = batch(packed=False)
 
     def run(seed: int) -> tuple[float, dict[str, float]]:
