@@ -10,16 +10,8 @@ import torch._inductor.config
 import torch.nn.functional as F
 from transformers import ChameleonConfig
 
-from lumina_mgpt_diffusers import LuminaMGPTTransformer
-from lumina_mgpt_diffusers.lumina_mgpt.unirep import (
-    END_TOKEN,
-    ROW_END_TOKEN,
-    SEPARATOR_TOKEN,
-    START_TOKEN,
-    ImageVocabulary,
-    code_token,
-    size_tag_token,
-)
+from lumina_mgpt_diffusers import LUMINA_MGPT, LuminaMGPTTransformer
+from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
 
 
 SHAPES = {
@@ -44,6 +36,7 @@ VOCABULARY = ImageVocabulary(
     end_id=8196,
     row_end_id=8803,
     separator_id=8710,
+    patch_size=16,
 )
 VOCABULARY_SIZE = 65536
 
@@ -66,12 +59,12 @@ PIPELINE_VQ_CONFIG = {
 def vocabulary_names(vocabulary: ImageVocabulary) -> dict[str, int]:
     """Names of the token ids, from which a pipeline without a tokenizer takes them."""
     return {
-        **{code_token(code): id for code, id in enumerate(vocabulary.code_ids.tolist())},
-        **{size_tag_token(number): id for number, id in enumerate(vocabulary.size_tag_ids, 1)},
-        START_TOKEN: vocabulary.start_id,
-        END_TOKEN: vocabulary.end_id,
-        ROW_END_TOKEN: vocabulary.row_end_id,
-        SEPARATOR_TOKEN: vocabulary.separator_id,
+        **{LUMINA_MGPT.codes.name(code): id for code, id in enumerate(vocabulary.code_ids.tolist())},
+        **{LUMINA_MGPT.size_tag(number): id for number, id in enumerate(vocabulary.size_tag_ids, 1)},
+        LUMINA_MGPT.start_token: vocabulary.start_id,
+        LUMINA_MGPT.end_token: vocabulary.end_id,
+        LUMINA_MGPT.row_end_token: vocabulary.row_end_id,
+        LUMINA_MGPT.separator_token: vocabulary.separator_id,
     }
 
 

@@ -2,7 +2,10 @@
 """Lumina-mGPT (https://huggingface.co/papers/2408.02657) as diffusers pipelines."""
 
 from .lumina_mgpt import (
+    LUMINA_MGPT,
+    LUMINA_MGPT_2,
     TASKS,
+    CodeTokens,
     ImagePart,
     LuminaMGPTChatPipeline,
     LuminaMGPTChatPipelineOutput,
@@ -15,6 +18,8 @@ from .lumina_mgpt import (
     LuminaMGPTScheduler,
     LuminaMGPTStreamOutput,
     LuminaMGPTTransformer,
+    ModelFamily,
+    PanelTask,
     Task,
     TextPart,
     contact_sheet,
@@ -23,6 +28,7 @@ from .lumina_mgpt import (
     read_depth,
     read_labels,
     read_normals,
+    register_family,
 )
 from .memory import MemoryEstimate, estimate_memory, largest_batch
 from .registration import register
@@ -31,7 +37,10 @@ from .registration import register
 __version__ = "0.1.0"
 
 __all__ = [
+    "CodeTokens",
     "ImagePart",
+    "LUMINA_MGPT",
+    "LUMINA_MGPT_2",
     "LuminaMGPTChatPipeline",
     "LuminaMGPTChatPipelineOutput",
     "LuminaMGPTConversation",
@@ -44,6 +53,8 @@ __all__ = [
     "LuminaMGPTStreamOutput",
     "LuminaMGPTTransformer",
     "MemoryEstimate",
+    "ModelFamily",
+    "PanelTask",
     "TASKS",
     "Task",
     "TextPart",
@@ -55,6 +66,7 @@ __all__ = [
     "read_depth",
     "read_labels",
     "read_normals",
+    "register_family",
 ]
 
 register()

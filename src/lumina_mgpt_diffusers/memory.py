@@ -9,6 +9,7 @@ import torch
 from transformers import ChameleonConfig
 
 from .lumina_mgpt.engine import MAX_RUN
+from .lumina_mgpt.families import find_family
 from .lumina_mgpt.slots import slots_needed
 from .lumina_mgpt.windows import MAX_WINDOW
 
@@ -48,9 +49,9 @@ def estimate_memory(
     guidance: bool = True,
     prompt_length: int = 64,
     num_draft_tokens: int | str = "auto",
-    num_codes: int = 8192,
-    patch_size: int = 16,
-    vqvae_parameters: int = 68_718_467,
+    num_codes: int | None = None,
+    patch_size: int | None = None,
+    vqvae_parameters: int | None = None,
 ) -> MemoryEstimate:
     """
     Estimate the memory of a text-to-image call on the device that runs it.
@@ -64,9 +65,10 @@ def estimate_memory(
         guidance (`bool`, defaults to `True`): Whether classifier-free guidance is on, which doubles the rows.
         prompt_length (`int`, defaults to 64): Longest prompt in tokens.
         num_draft_tokens (`int` or `"auto"`, defaults to `"auto"`): Draft tokens of a forward, at most.
-        num_codes (`int`, defaults to 8192): Size of the codebook.
-        patch_size (`int`, defaults to 16): Pixels per code, the stride of the VQ model.
-        vqvae_parameters (`int`): Parameters of the VQ model, by default those of the released one.
+        num_codes (`int`, *optional*): Size of the codebook.
+        patch_size (`int`, *optional*): Pixels per code, the stride of the VQ model.
+        vqvae_parameters (`int`, *optional*): Parameters of the VQ model. By default all three are those of the VQ
+            model that was released for the family that `config` states or names.
 
     Returns:
         [`MemoryEstimate`]: In bytes. The CUDA context and what the allocator holds back come on top, about 1 GiB.
@@ -80,6 +82,10 @@ def estimate_memory(
     >>> estimate_memory(ChameleonConfig(), 768, 768).total / 2**30  # 7B, one image
     ```
     """
+    family = find_family(config, config.vocabulary_map or {})
+    num_codes = family.num_codes if num_codes is None else num_codes
+    patch_size = family.stride if patch_size is None else patch_size
+    vqvae_parameters = family.vq_parameters if vqvae_parameters is None else vqvae_parameters
     element = torch.finfo(dtype).bits // 8
     head_dim = config.hidden_size // config.num_attention_heads
     kv_size = config.num_key_value_heads * head_dim
@@ -106,8 +112,8 @@ def estimate_memory(
     step = rows * window * (per_token + 4 * 4 * num_codes)
     # The prompts run through once, against a mask of float attention scores for every head.
     prompt = rows * prompt_length * (per_token + 4 * config.num_attention_heads * prompt_length)
-    # One image on its way to pixels: about five feature maps of 128 channels at full size (measured).
-    pixels = 5 * 128 * height * width * element
+    # One image on its way to pixels: about five feature maps at full size (measured).
+    pixels = 5 * family.vq_channels * height * width * element
     return MemoryEstimate(weights, kv_cache, drafts, max(step, prompt, pixels))
 
 

@@ -13,7 +13,7 @@ from .engine import Engine
 from .noise import draw_key
 from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator, warn_once
 from .pipeline_output import LuminaMGPTPipelineOutput
-from .prompts import encode_conversation, text_to_image_prompt, unpad
+from .prompts import encode_conversation, unpad
 from .request import Grammar, Request
 from .scheduling_lumina_mgpt import DRAFT_INITS
 from .streaming import (
@@ -138,8 +138,8 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
     ) -> tuple[torch.LongTensor, torch.LongTensor]:
         conversations = []
         for prompt, (height, width) in zip(prompts, sizes):
-            content = text_to_image_prompt(prompt, height, width)
-            ids = encode_conversation(self.tokenizer, [{"role": "user", "content": content}])
+            content = self.family.text_to_image_prompt(prompt, height, width)
+            ids = encode_conversation(self.tokenizer, [{"role": "user", "content": content}], family=self.family)
             if len(ids) > max_sequence_length:
                 kept, separator = ids[: max_sequence_length - 1], ids[-1]
                 lost = self.tokenizer.decode(ids[max_sequence_length - 1 : -1])
@@ -373,7 +373,7 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
         if isinstance(latents, torch.Tensor) and latents.ndim == 3 and height is None and width is None:
             height, width = (side * self.vae_scale_factor for side in latents.shape[1:])
         sizes = [
-            check_size(*size, self.scheduler.config.resolution, vocabulary.max_side)
+            check_size(*size, self.scheduler.config.resolution, vocabulary)
             for size in self._sizes(*self._default_size(height, width), num_prompts)
         ]
         settings = self.scheduler.settings(

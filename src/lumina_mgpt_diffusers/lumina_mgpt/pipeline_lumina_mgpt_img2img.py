@@ -11,11 +11,11 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 
 from .engine import Engine
-from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
+from .image_encoding import ImageInput, LoadedImage, load_images
 from .noise import draw_key
 from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator, warn_once
 from .pipeline_output import LuminaMGPTImg2ImgPipelineOutput
-from .prompts import Task, encode_conversation, find_task
+from .prompts import encode_conversation, find_task
 from .request import Grammar, Request
 from .scheduling_lumina_mgpt import DRAFT_INITS
 from .streaming import (
@@ -27,6 +27,7 @@ from .streaming import (
     sample_images,
     stream_signature,
 )
+from .tasks import Task
 from .unirep import nearest_size
 from .validation import (
     MAX_IMAGES_PER_PROMPT,
@@ -89,7 +90,8 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
             if isinstance(first, torch.Tensor):
                 encoded = tuple(side * self.vae_scale_factor for side in first.shape)
             else:
-                encoded = nearest_size(first.height, first.width, self.scheduler.config.resolution)
+                base_size, grid_size = self.scheduler.config.resolution, self.family.grid_size
+                encoded = nearest_size(first.height, first.width, base_size, grid_size)
             sizes.append((encoded[0] if height is None else height, encoded[1] if width is None else width))
         return sizes
 
@@ -119,17 +121,17 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         self, images: Sequence[Sequence[LoadedImage]], crop_generator: torch.Generator | None
     ) -> dict[int, list[list[int]]]:
         """Tokens of the images of each prompt, by the identity of their list: those of all prompts only once."""
-        vocabulary, device = self.image_vocabulary, self._execution_device
+        vocabulary = self.image_vocabulary
         tokens = {}
         for own in images:
             if id(own) not in tokens:
-                codes = encode_images(self.vqvae, own, self.scheduler.config.resolution, device, crop_generator)
+                codes = self._encode_images_to_codes(own, crop_generator)
                 tokens[id(own)] = [vocabulary.to_tokens(one).tolist() for one in codes]
         return tokens
 
     def _encode(self, contents: Sequence[list[dict]], images: Sequence[list[list[int]]]) -> list[list[int]]:
         return [
-            encode_conversation(self.tokenizer, [{"role": "user", "content": content}], own)
+            encode_conversation(self.tokenizer, [{"role": "user", "content": content}], own, self.family)
             for content, own in zip(contents, images)
         ]
 
@@ -239,7 +241,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         (result,) = self._start(every=None, **call_arguments(locals()))
 
         # 2. Decode the images
-        images, arrays = self._decode(result.codes, find_task(task), output_type)
+        images, arrays = self._decode(result.codes, find_task(task, self.family), output_type)
         self.maybe_free_model_hooks()
 
         if not return_dict:
@@ -292,7 +294,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
     ) -> Iterator[LuminaMGPTStreamOutput]:
         # 1. Check the arguments and fill in the defaults
         self.check_components()
-        task = find_task(task)
+        task = find_task(task, self.family)
         if self.tokenizer is None:
             raise ValueError("This pipeline has no tokenizer, without which it cannot encode `prompt`.")
         prompts, images = pair_up(prompt, image)
@@ -322,7 +324,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
                 if isinstance(one, torch.Tensor):
                     check_codes("image", one, vocabulary)
         sizes = [
-            check_size(*wanted, self.scheduler.config.resolution, vocabulary.max_side)
+            check_size(*wanted, self.scheduler.config.resolution, vocabulary)
             for wanted in self._sizes(images, height, width)
         ]
         settings = self.scheduler.settings(

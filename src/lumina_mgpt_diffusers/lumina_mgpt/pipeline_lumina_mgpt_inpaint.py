@@ -257,7 +257,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
     def _nearest_size(self, image: LoadedImage) -> tuple[int, int]:
         if isinstance(image, torch.Tensor):
             return tuple(side * self.vae_scale_factor for side in image.shape)
-        return nearest_size(image.height, image.width, self.scheduler.config.resolution)
+        return nearest_size(image.height, image.width, self.scheduler.config.resolution, self.family.grid_size)
 
     def _given_codes(
         self, latents: Sequence[tuple[LoadedImage, np.ndarray]], sizes: Sequence[tuple[int, int]], num_codes: int
