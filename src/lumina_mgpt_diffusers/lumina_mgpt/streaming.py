@@ -14,8 +14,10 @@ import PIL.Image
 import torch
 
 from .engine import Engine
+from .request import Request
 from .row import Row
-from .validation import check_callback_outputs, check_guidance_scale
+from .scheduling_lumina_mgpt import SamplerSettings
+from .validation import check_callback_outputs, check_generator, check_guidance_scale
 
 
 if TYPE_CHECKING:
@@ -36,6 +38,61 @@ class Call:
     guidance_scale: float = 1.0
     num_timesteps: int = 0
     interrupt: bool = False
+
+
+@dataclass(kw_only=True)
+class ImageCall(Call):
+    """
+    A call for images: its arguments, checked and with their defaults, and what is to be sampled for it.
+
+    Args:
+        settings ([`SamplerSettings`]): How codes are sampled.
+        num_draft_tokens (`int` or `"auto"`, *optional*), draft_init (`str`, *optional*): See [`Engine`].
+        needs_log_probs (`bool`): Whether the log-probabilities of the codes are wanted.
+        generator (`torch.Generator` or `list[torch.Generator]`, *optional*): Draws the keys of the noise.
+        repeats (`int`): Number of images for each prompt.
+        output_type (`str`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+        callback (`Callable`, *optional*), callback_tensor_inputs (`list[str]`): See [`LuminaMGPTPipeline.__call__`].
+        every (`int`, *optional*): Yield after so many rows of codes.
+        requests (`list[Request]`): One for each image.
+        inputs (`object`): What else the pipeline needs to make images of the codes.
+    """
+
+    settings: SamplerSettings
+    num_draft_tokens: int | str | None
+    draft_init: str | None
+    needs_log_probs: bool
+    generator: torch.Generator | list[torch.Generator] | None
+    repeats: int
+    output_type: str
+    callback: Callable | None
+    callback_tensor_inputs: Sequence[str]
+    every: int | None
+    requests: list[Request] = field(default_factory=list)
+    inputs: object = None
+
+    def check_number(self, num_prompts: int) -> None:
+        """Raise a `ValueError` if there are not as many generators as images."""
+        self.generator = check_generator(self.generator, num_prompts * self.repeats)
+
+    def add(
+        self,
+        context: Sequence[int],
+        unconditional_context: Sequence[int],
+        size: tuple[int, int] | None,
+        codes: torch.LongTensor | None = None,
+    ) -> None:
+        """Ask for one image."""
+        request = Request(
+            context=context,
+            settings=self.settings,
+            unconditional_context=unconditional_context,
+            size=size,
+            is_image=True,
+            codes=codes,
+            needs_log_probs=self.needs_log_probs,
+        )
+        self.requests.append(request)
 
 
 CURRENT_CALL: ContextVar[tuple[object, Call] | None] = ContextVar("current_call", default=None)
@@ -78,29 +135,19 @@ class LuminaMGPTStreamOutput:
 
 @torch.no_grad()
 def sample_images(
-    pipe: LuminaMGPTBasePipeline,
-    call: Call,
-    engine: Engine,
-    rows: Sequence[Row],
-    callback: Callable | None,
-    callback_tensor_inputs: Sequence[str],
-    output_type: str,
-    every: int | None,
+    pipe: LuminaMGPTBasePipeline, call: ImageCall, engine: Engine, rows: Sequence[Row]
 ) -> Iterator[LuminaMGPTStreamOutput]:
     """
     Run an engine until the images of its rows are finished.
 
     Args:
         pipe ([`LuminaMGPTBasePipeline`]): The pipeline.
-        call ([`Call`]): What its callback may change.
+        call ([`ImageCall`]): The call. Its callback may change it.
         engine ([`Engine`]): The engine, with these rows in it.
         rows (`list[Row]`): The images.
-        callback (`Callable`, *optional*), callback_tensor_inputs (`list[str]`): See [`LuminaMGPTPipeline.__call__`].
-        output_type (`str`): As in the call.
-        every (`int`, *optional*): Yield after so many rows of codes.
 
     Yields:
-        [`LuminaMGPTStreamOutput`]: After every so many rows, if `every` is not None, and once at the end.
+        [`LuminaMGPTStreamOutput`]: After every so many rows, if `call.every` is not None, and once at the end.
     """
     try:
         pipe.lend_cache(engine)
@@ -113,19 +160,19 @@ def sample_images(
                 for row in rows:
                     if row.error is not None:
                         raise row.error
-                if callback is not None:
+                if call.callback is not None:
                     engine.settle()
                 if all(row.num_codes for row in rows):
                     call.num_timesteps = progress_bar.total = max(row.num_codes for row in rows)
-                    if callback is not None:
-                        _run_callback(pipe, call, engine, rows, callback, callback_tensor_inputs)
+                    if call.callback is not None:
+                        _run_callback(pipe, call, engine, rows)
                 progress_bar.update(max(_num_final(rows, call) - progress_bar.n, 0))
-                if every is not None and not engine.is_idle and _num_rows(rows) >= num_rows + every:
+                if call.every is not None and not engine.is_idle and _num_rows(rows) >= num_rows + call.every:
                     num_rows = _num_rows(rows)
-                    yield LuminaMGPTStreamOutput(_codes(engine, rows), num_rows, pipe, output_type)
+                    yield LuminaMGPTStreamOutput(_codes(engine, rows), num_rows, pipe, call.output_type)
         engine.read()
         result = LuminaMGPTStreamOutput(
-            _codes(engine, rows), _num_rows(rows), pipe, output_type, _log_probs(engine, rows)
+            _codes(engine, rows), _num_rows(rows), pipe, call.output_type, _log_probs(engine, rows)
         )
         pipe.keep_cache(engine)
         del engine  # and its KV cache, before the VQ model needs memory
@@ -154,21 +201,14 @@ def call_arguments(values: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if name not in ("self", "return_dict")}
 
 
-def _run_callback(
-    pipe: LuminaMGPTBasePipeline,
-    call: Call,
-    engine: Engine,
-    rows: Sequence[Row],
-    callback: Callable,
-    tensor_inputs: Sequence[str],
-) -> None:
+def _run_callback(pipe: LuminaMGPTBasePipeline, call: ImageCall, engine: Engine, rows: Sequence[Row]) -> None:
     step = _num_final(rows, call) - 1
     guidance_scale = call.guidance_scale
     before = _codes(engine, rows)
     token = CURRENT_CALL.set((pipe, call))
     try:
-        inputs = dict.fromkeys(tensor_inputs, _copy(before))
-        outputs = callback(pipe, step, torch.tensor(step, device=engine.device), inputs)
+        inputs = dict.fromkeys(call.callback_tensor_inputs, _copy(before))
+        outputs = call.callback(pipe, step, torch.tensor(step, device=engine.device), inputs)
     finally:
         CURRENT_CALL.reset(token)
     changed_scale = check_guidance_scale(call.guidance_scale, "pipe._guidance_scale")
