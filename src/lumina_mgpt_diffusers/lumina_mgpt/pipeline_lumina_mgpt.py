@@ -9,10 +9,10 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging, replace_example_docstring
 
+from .calls import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stream_signature
 from .pipeline_images import LuminaMGPTImagePipeline
 from .pipeline_output import LuminaMGPTPipelineOutput
 from .prompts import encode_conversation, text_to_image_prompt, unpad
-from .streaming import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stream_signature
 from .validation import check_flag, check_integer, check_latents, check_prompts, check_size
 
 

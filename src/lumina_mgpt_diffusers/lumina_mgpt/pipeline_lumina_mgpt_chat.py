@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import replace_example_docstring
 from tokenizers.decoders import DecodeStream
 
+from .calls import Call, arguments_of, call_arguments, stream_signature
 from .chat_messages import Turns, read_messages, split_batch
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
 from .engine import Engine
@@ -18,7 +19,6 @@ from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline
 from .pipeline_output import LuminaMGPTChatPipelineOutput
 from .request import Grammar, Request
 from .row import Row, SampledImage, SampledText
-from .streaming import Call, arguments_of, call_arguments, stream_signature
 from .validation import (
     check_choice,
     check_codes,

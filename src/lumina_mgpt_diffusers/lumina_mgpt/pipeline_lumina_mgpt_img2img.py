@@ -10,11 +10,11 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 
+from .calls import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stream_signature
 from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
 from .pipeline_images import LuminaMGPTImagePipeline
 from .pipeline_output import LuminaMGPTImg2ImgPipelineOutput
 from .prompts import Task, encode_conversation, find_task
-from .streaming import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stream_signature
 from .unirep import nearest_size
 from .validation import check_choice, check_codes, check_crop_generator, check_flag, check_size, check_text, shown
 

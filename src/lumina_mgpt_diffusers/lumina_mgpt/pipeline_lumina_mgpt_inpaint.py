@@ -13,6 +13,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import replace_example_docstring
 
+from .calls import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stack_same, stream_signature
 from .image_encoding import (
     ImageInput,
     LoadedImage,
@@ -25,7 +26,6 @@ from .image_encoding import (
 )
 from .pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .pipeline_output import LuminaMGPTPipelineOutput
-from .streaming import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stack_same, stream_signature
 from .unirep import nearest_size
 from .validation import check_codes, check_flag
 

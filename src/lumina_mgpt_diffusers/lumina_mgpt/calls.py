@@ -1,23 +1,21 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Watching images while they are sampled: callbacks, progress and what `stream` yields, all in one loop."""
+"""A call of a pipeline: its arguments, what callbacks know it by, and what its `stream` yields."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import torch
 
-from .engine import Engine
 from .request import Request
-from .row import Row
 from .scheduling_lumina_mgpt import SamplerSettings
-from .validation import check_callback_outputs, check_generator, check_guidance_scale
+from .validation import check_generator
 
 
 if TYPE_CHECKING:
@@ -133,54 +131,6 @@ class LuminaMGPTStreamOutput:
         return self.pipe.decode_images(self.codes, output_type or self.output_type)
 
 
-@torch.no_grad()
-def sample_images(
-    pipe: LuminaMGPTBasePipeline, call: ImageCall, engine: Engine, rows: Sequence[Row]
-) -> Iterator[LuminaMGPTStreamOutput]:
-    """
-    Run an engine until the images of its rows are finished.
-
-    Args:
-        pipe ([`LuminaMGPTBasePipeline`]): The pipeline.
-        call ([`ImageCall`]): The call. Its callback may change it.
-        engine ([`Engine`]): The engine, with these rows in it.
-        rows (`list[Row]`): The images.
-
-    Yields:
-        [`LuminaMGPTStreamOutput`]: After every so many rows, if `call.every` is not None, and once at the end.
-    """
-    try:
-        pipe.lend_cache(engine)
-        num_rows = _num_rows(rows)
-        with pipe.progress_bar(total=call.num_timesteps) as progress_bar:
-            progress_bar.update(_num_final(rows, call))
-            # Before all sizes are chosen there is nothing to stop at.
-            while not engine.is_idle and not (call.interrupt and call.num_timesteps):
-                engine.step()
-                for row in rows:
-                    if row.error is not None:
-                        raise row.error
-                if call.callback is not None:
-                    engine.settle()
-                if all(row.num_codes for row in rows):
-                    call.num_timesteps = progress_bar.total = max(row.num_codes for row in rows)
-                    if call.callback is not None:
-                        _run_callback(pipe, call, engine, rows)
-                progress_bar.update(max(_num_final(rows, call) - progress_bar.n, 0))
-                if call.every is not None and not engine.is_idle and _num_rows(rows) >= num_rows + call.every:
-                    num_rows = _num_rows(rows)
-                    yield LuminaMGPTStreamOutput(_codes(engine, rows), num_rows, pipe, call.output_type)
-        engine.read()
-        result = LuminaMGPTStreamOutput(
-            _codes(engine, rows), _num_rows(rows), pipe, call.output_type, _log_probs(engine, rows)
-        )
-        pipe.keep_cache(engine)
-        del engine  # and its KV cache, before the VQ model needs memory
-        yield result
-    finally:
-        pipe.maybe_free_model_hooks()
-
-
 def stream_signature(pipeline_class: type) -> inspect.Signature:
     """That of a call without `return_dict`, and with what `stream` takes beside."""
     call = inspect.signature(pipeline_class.__call__).parameters
@@ -201,59 +151,6 @@ def call_arguments(values: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if name not in ("self", "return_dict")}
 
 
-def _run_callback(pipe: LuminaMGPTBasePipeline, call: ImageCall, engine: Engine, rows: Sequence[Row]) -> None:
-    step = _num_final(rows, call) - 1
-    guidance_scale = call.guidance_scale
-    before = _codes(engine, rows)
-    token = CURRENT_CALL.set((pipe, call))
-    try:
-        inputs = dict.fromkeys(call.callback_tensor_inputs, _copy(before))
-        outputs = call.callback(pipe, step, torch.tensor(step, device=engine.device), inputs)
-    finally:
-        CURRENT_CALL.reset(token)
-    changed_scale = check_guidance_scale(call.guidance_scale, "pipe._guidance_scale")
-    if changed_scale != guidance_scale:
-        for row in rows:
-            engine.set_settings(row, replace(row.settings, guidance_scale=max(changed_scale, 1.0)))
-    after = outputs["latents"] if isinstance(outputs, dict) and "latents" in outputs else None
-    if after is None:
-        check_callback_outputs(outputs, (), 0)
-        return
-    num_codes = engine.grammar.vocabulary.num_codes
-    if not isinstance(before, list):
-        before, after = before.cpu(), check_callback_outputs(outputs, tuple(before.shape), num_codes)
-    for row, old, new in zip(rows, before, after, strict=True):
-        old = old.cpu()
-        new = check_callback_outputs({"latents": new}, tuple(old.shape), num_codes)
-        changed = (old != new).flatten().nonzero()
-        if len(changed):
-            engine.set_codes(row, new, int(changed[0]))
-
-
-def _copy(codes: Codes) -> Codes:
-    return [one.clone() for one in codes] if isinstance(codes, list) else codes.clone()
-
-
-def _codes(engine: Engine, rows: Sequence[Row]) -> Codes:
-    return stack_same([engine.codes(row) for row in rows])
-
-
-def _log_probs(engine: Engine, rows: Sequence[Row]) -> torch.Tensor | list[torch.Tensor] | None:
-    log_probs = [engine.log_probs(row) for row in rows]
-    return None if log_probs[0] is None else stack_same(log_probs)
-
-
 def stack_same(tensors: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
     """Tensors of one shape as one, else the list."""
     return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else tensors
-
-
-def _num_final(rows: Sequence[Row], call: Call) -> int:
-    """Number of codes, in raster order, that are final in every image; all of them when all are finished."""
-    return min((row.num_final_codes for row in rows if not row.is_finished), default=call.num_timesteps)
-
-
-def _num_rows(rows: Sequence[Row]) -> int:
-    """Number of rows of codes that are final in every image; all of them when all are finished."""
-    numbers = [row.num_final_codes // row.num_columns if row.num_codes else 0 for row in rows if not row.is_finished]
-    return min(numbers) if numbers else max(len(row.codes) for row in rows)
