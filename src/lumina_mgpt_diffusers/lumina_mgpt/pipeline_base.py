@@ -15,6 +15,7 @@ from diffusers.utils import logging
 from transformers import ChameleonConfig, PreTrainedTokenizerFast
 
 from ..repository import PortableSavingMixin
+from .calls import CURRENT_CALL, Call, Codes
 from .components import check_fit, check_loaded_vqvae, stride_of, with_base_size
 from .engine import Engine, is_compiled
 from .families import ModelFamily
@@ -23,7 +24,6 @@ from .kv_cache import SlotCache
 from .loading import OriginalCheckpointMixin
 from .lora import LuminaMGPTLoraLoaderMixin
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
-from .streaming import CURRENT_CALL, Call, Codes
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
 from .unirep import ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
 from .vocabulary import family_of, read_vocabulary

@@ -10,40 +10,15 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 
-from .engine import Engine
+from .calls import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stream_signature
 from .image_encoding import ImageInput, LoadedImage, load_images
-from .noise import draw_key
-from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator, warn_once
+from .panels import encode_panels, find_given, lower_half, panels_size
+from .pipeline_images import LuminaMGPTImagePipeline
 from .pipeline_output import LuminaMGPTImg2ImgPipelineOutput
 from .prompts import encode_conversation, find_task
-from .request import Grammar, Request
-from .scheduling_lumina_mgpt import DRAFT_INITS
-from .streaming import (
-    Call,
-    Codes,
-    LuminaMGPTStreamOutput,
-    arguments_of,
-    call_arguments,
-    sample_images,
-    stream_signature,
-)
-from .tasks import Task
+from .tasks import PanelTask, Task
 from .unirep import nearest_size
-from .validation import (
-    MAX_IMAGES_PER_PROMPT,
-    check_callback,
-    check_choice,
-    check_codes,
-    check_crop_generator,
-    check_flag,
-    check_generator,
-    check_integer,
-    check_num_draft_tokens,
-    check_number,
-    check_size,
-    check_text,
-    shown,
-)
+from .validation import check_choice, check_codes, check_crop_generator, check_flag, check_size, check_text, shown
 
 
 EXAMPLE_DOC_STRING = """
@@ -60,7 +35,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
+class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
     r"""
     Pipeline for images from images with Lumina-mGPT (https://huggingface.co/papers/2408.02657): editing, depth,
     normals, segmentation, pose, detection, and generation controlled by such an image.
@@ -78,8 +53,6 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         scheduler ([`LuminaMGPTScheduler`]):
             The sampler and its settings.
     """
-
-    _callback_tensor_inputs = ["latents"]
 
     def _sizes(
         self, images: Sequence[Sequence[LoadedImage]], height: int | None, width: int | None
@@ -166,6 +139,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         num_draft_tokens: int | str | None = None,
         draft_init: str | None = None,
         return_log_probs: bool = False,
+        result_only: bool = False,
     ) -> LuminaMGPTImg2ImgPipelineOutput | tuple:
         r"""
         Generate images from images.
@@ -181,10 +155,14 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
             task (`str` or [`Task`], defaults to `"edit"`):
                 `"edit"`, `"depth"`, `"normal"`, `"segmentation"`, `"pose"`, `"detection"`, `"control"` (an image from
                 such an image and a caption) or another name in [`TASKS`]; or a template such as
-                `"Colorize. <|image|>"` or `"{prompt} <|image|>"`.
+                `"Colorize. <|image|>"` or `"{prompt} <|image|>"`. Other families have tasks of their own: with
+                Lumina-mGPT 2.0 `"depth"`, `"canny"`, `"hed"`, `"pose"` and `"subject"` make an image of such an image
+                and a caption, and `"to_depth"`, `"to_canny"`, `"to_hed"` and `"to_pose"` the reverse. They are one
+                image of two panels, of which the upper one is the image that is given, or without any sampled too.
             height (`int`, *optional*), width (`int`, *optional*):
                 Size of the images in pixels, multiples of 32; by default that of the input image as it was encoded, of
-                the first if there are several. The size is forced.
+                the first if there are several. The size is forced. With tasks of two panels it is that of the whole,
+                both panels, and `height` a multiple of 64.
             size (`str`, *optional*):
                 `"free"` lets the model choose the size, among grids of at most the trained area and aspect ratio.
             guidance_scale (`float`, *optional*):
@@ -226,6 +204,8 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
                 How codes are first guessed.
             return_log_probs (`bool`, defaults to `False`):
                 Whether the output has the log-probabilities with which the codes were sampled.
+            result_only (`bool`, defaults to `False`):
+                Whether the output of a task of two panels is its lower half alone, not the whole image.
 
         Examples:
 
@@ -236,17 +216,17 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         Raises:
             `ValueError`: If an argument is wrong, before any model runs.
         """
-        # 1. Sample the codes
         return_dict = check_flag("return_dict", return_dict)
-        (result,) = self._start(every=None, **call_arguments(locals()))
+        # 1. Check the arguments and encode the prompts and images
+        call = self._prepare(every=None, **call_arguments(locals()))
 
-        # 2. Decode the images
-        images, arrays = self._decode(result.codes, find_task(task, self.family), output_type)
+        # 2. Sample the codes
+        (result,) = self._sample(call)
+
+        # 3. Decode the images
+        output = self.finish(call, result.codes, result.log_probs)
         self.maybe_free_model_hooks()
-
-        if not return_dict:
-            return (images, arrays)
-        return LuminaMGPTImg2ImgPipelineOutput(images=images, log_probs=result.log_probs, arrays=arrays)
+        return output if return_dict else (output.images, output.arrays)
 
     def stream(self, *args, every: int | None = 1, **kwargs) -> Iterator[LuminaMGPTStreamOutput]:
         r"""
@@ -262,58 +242,57 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
         """
-        return self._start(**arguments_of(self.stream, *args, every=every, **kwargs))
+        return self._sample(self.prepare(*args, every=every, **kwargs))
 
-    @torch.no_grad()
-    def _start(
+    def _prepare(
         self,
+        *,
+        task: str | Task,
+        guidance_scale: float | None,
+        temperature: float | None,
+        top_k: int | None,
+        **arguments: object,
+    ) -> ImageCall:
+        task = find_task(task, self.family)
+        return super()._prepare(
+            task=task,
+            guidance_scale=_first_given(guidance_scale, task.guidance_scale),
+            temperature=_first_given(temperature, task.temperature),
+            top_k=_first_given(top_k, task.top_k),
+            **arguments,
+        )
+
+    def _ask(
+        self,
+        call: ImageCall,
         prompt: str | list[str] | None,
         image: object,
-        task: str | Task,
+        task: Task,
         height: int | None,
         width: int | None,
         size: str | None,
-        guidance_scale: float | None,
-        num_images_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        temperature: float | None,
-        top_k: int | None,
         crop_generator: torch.Generator | None,
-        output_type: str,
-        callback_on_step_end: Callable | None,
-        callback_on_step_end_tensor_inputs: list[str],
         negative_prompt: str | list[str] | None,
-        strength: float | None,
-        num_inference_steps: int | None,
-        top_p: float | None,
-        min_p: float | None,
-        num_draft_tokens: int | str | None,
-        draft_init: str | None,
-        return_log_probs: bool,
-        every: int | None,
-    ) -> Iterator[LuminaMGPTStreamOutput]:
+        result_only: bool,
+    ) -> None:
         # 1. Check the arguments and fill in the defaults
-        self.check_components()
-        task = find_task(task, self.family)
         if self.tokenizer is None:
             raise ValueError("This pipeline has no tokenizer, without which it cannot encode `prompt`.")
-        prompts, images = pair_up(prompt, image)
-        negatives = None
-        if negative_prompt is not None:
-            is_list = isinstance(negative_prompt, (list, tuple))
-            negatives = list(negative_prompt) if is_list else [negative_prompt] * len(prompts)
-            if len(negatives) != len(prompts):
-                raise ValueError(
-                    f"There are {len(prompts)} prompts but {len(negatives)} negative prompts in `negative_prompt`."
-                )
-        for name, texts in (("prompt", prompts), ("negative_prompt", negatives or [])):
-            for text in texts:
-                if not (text is None or isinstance(text, str)):
-                    raise ValueError(f"`{name}` has to be a string or a list of strings but holds {shown(text)}.")
-                check_text(name, text or "")
+        is_panels = isinstance(task, PanelTask)
+        prompts, images = pair_up(prompt, image, needs_image=not is_panels)
+        call.check_number(len(prompts))
+        negatives = check_negatives(prompts, negative_prompt)
+        check_choice("size", size, (None,) if is_panels else (None, "free"))
+        result_only = check_flag("result_only", result_only)
+        call.inputs = task, result_only
+        check_crop_generator(crop_generator)
+        if is_panels:
+            self._ask_for_panels(call, prompts, negatives, images, task, height, width, crop_generator)
+            return
+        if result_only:
+            raise ValueError(f"`result_only` has to be False for the task {task.template!r}, which has no panels.")
         contents = [task.content(text, len(own)) for text, own in zip(prompts, images)]
         negative_contents = [task.content(text, len(own)) for text, own in zip(negatives or [], images)]
-        check_choice("size", size, (None, "free"))
         if size == "free" and (height is not None or width is not None):
             raise ValueError(
                 f"`height` and `width` have to be None with `size='free'` but are {height!r} and {width!r}."
@@ -327,38 +306,8 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
             check_size(*wanted, self.scheduler.config.resolution, vocabulary)
             for wanted in self._sizes(images, height, width)
         ]
-        settings = self.scheduler.settings(
-            guidance_scale=_first_given(guidance_scale, task.guidance_scale),
-            temperature=_first_given(temperature, task.temperature),
-            top_k=_first_given(top_k, task.top_k),
-            top_p=top_p,
-            min_p=min_p,
-        )
-        if num_draft_tokens is not None:
-            num_draft_tokens = check_num_draft_tokens(num_draft_tokens)
-        if draft_init is not None:
-            check_choice("draft_init", draft_init, DRAFT_INITS)
-        repeats = check_integer("num_images_per_prompt", num_images_per_prompt, least=1, most=MAX_IMAGES_PER_PROMPT)
-        generator = check_generator(generator, len(images) * repeats)
-        check_crop_generator(crop_generator)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
-        return_log_probs = check_flag("return_log_probs", return_log_probs)
-        tensor_inputs = check_callback(
-            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
-        )
-        if every is not None:
-            every = check_integer("every", every, least=1)
-        if num_inference_steps is not None:
-            check_integer("num_inference_steps", num_inference_steps, least=1)
-        if strength is not None:
-            check_number("strength", strength, 1.0)
-        for name, value in (("strength", strength), ("num_inference_steps", num_inference_steps)):
-            if value is not None:
-                warn_once(
-                    f"`{name}` does not apply to Lumina-mGPT, which samples the codes of a new image one by one. The"
-                    " value is ignored."
-                )
         if size is None:
+            call.num_timesteps = max(height * width // self.vae_scale_factor**2 for height, width in sizes)
             for one in dict.fromkeys(sizes):
                 self._warn_of_size(*one)
 
@@ -370,54 +319,98 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         self._warn_of_length(
             max(len(context) + vocabulary.num_tokens(*wanted) for context, wanted in zip(contexts, sizes))
         )
+        for context, unconditional_context, wanted in zip(contexts, unconditional_contexts, sizes):
+            for _ in range(call.repeats):
+                call.add(context, unconditional_context, wanted if size is None else None)
 
-        # 3. Sample the codes
-        engine = Engine(
-            self.transformer,
-            self.scheduler,
-            Grammar(vocabulary, self.scheduler.config.resolution),
-            self._execution_device,
-            num_draft_tokens,
-            draft_init,
+    def _ask_for_panels(
+        self,
+        call: ImageCall,
+        prompts: Sequence[str | None],
+        negatives: Sequence[str | None] | None,
+        images: Sequence[Sequence[LoadedImage]],
+        task: PanelTask,
+        height: int | None,
+        width: int | None,
+        crop_generator: torch.Generator | None,
+    ) -> None:
+        base_size, vocabulary = self.scheduler.config.resolution, self.image_vocabulary
+        given = [find_given(own, vocabulary) for own in images]
+        sizes = [panels_size(one, height, width, base_size, vocabulary) for one in given]
+        call.num_timesteps = max(height * width // self.vae_scale_factor**2 for height, width in sizes)
+        for height, width in dict.fromkeys(sizes):
+            self._warn_of_size(height // 2, width)
+
+        def encode(texts: Sequence[str | None]) -> list[list[int]]:
+            contents = [task.panel_content(text, *size) for text, size in zip(texts, sizes)]
+            return self._encode(contents, [[] for _ in contents])
+
+        contexts = encode(prompts)
+        unconditional_contexts = encode(negatives) if negatives is not None else [[] for _ in contexts]
+        self._warn_of_length(
+            max(len(context) + vocabulary.num_tokens(*size) for context, size in zip(contexts, sizes))
         )
-        generators = iter(start_generator(generator, len(contexts) * repeats))
-        rows = [
-            engine.submit(
-                Request(
-                    context=context,
-                    settings=settings,
-                    key=draw_key(next(generators)),
-                    unconditional_context=unconditional_context,
-                    size=wanted if size is None else None,
-                    is_image=True,
-                    needs_log_probs=return_log_probs,
-                )
-            )
-            for context, unconditional_context, wanted in zip(contexts, unconditional_contexts, sizes)
-            for _ in range(repeats)
-        ]
-        call = Call(guidance_scale=settings.guidance_scale)
-        self._last_call = call
-        return sample_images(self, call, engine, rows, callback_on_step_end, tensor_inputs, output_type, every)
+        encoded = {}
+        for one, size, context, unconditional_context in zip(given, sizes, contexts, unconditional_contexts):
+            # One image for many prompts is encoded once.
+            if (id(one), size) not in encoded:
+                encoded[id(one), size] = encode_panels(self.vqvae, one, size, self._execution_device, crop_generator)
+            for _ in range(call.repeats):
+                call.add(context, unconditional_context, size, encoded[id(one), size])
 
-    def _decode(
-        self, codes: Codes, task: Task, output_type: str
-    ) -> tuple[list | np.ndarray | torch.Tensor, list[np.ndarray] | None]:
-        """The images of the codes, and what they mean."""
-        if output_type == "latent" or task.to_array is None:
-            return self.decode_images(codes, output_type), None
+    @torch.no_grad()
+    def finish(
+        self, call: ImageCall, codes: Codes, log_probs: torch.Tensor | list[torch.Tensor] | None = None
+    ) -> LuminaMGPTImg2ImgPipelineOutput:
+        """Make the output of a call of the codes that were sampled for it: images and what they mean."""
+        (task, result_only), output_type = call.inputs, call.output_type
+        if result_only and log_probs is not None:
+            log_probs = lower_half(log_probs)
+        if output_type == "latent":
+            return LuminaMGPTImg2ImgPipelineOutput(lower_half(codes) if result_only else codes, log_probs=log_probs)
+        if task.to_array is None and not result_only:
+            return LuminaMGPTImg2ImgPipelineOutput(self.decode_images(codes, output_type), log_probs=log_probs)
         pixels = [self.decode_codes(one[None]) for one in codes]
-        pil = [self.image_processor.postprocess(one, output_type="pil")[0] for one in pixels]
-        arrays = [task.to_array(np.asarray(one)) for one in pil]
+        results = [lower_half(one) for one in pixels] if isinstance(task, PanelTask) else pixels
+        arrays = None
+        if task.to_array is not None:
+            pil = [self.image_processor.postprocess(one, output_type="pil")[0] for one in results]
+            arrays = [task.to_array(np.asarray(one)) for one in pil]
+        pixels = results if result_only else pixels
         if isinstance(codes, list):
-            return [self.image_processor.postprocess(one, output_type=output_type)[0] for one in pixels], arrays
-        return self.image_processor.postprocess(torch.cat(pixels), output_type=output_type), arrays
+            images = [self.image_processor.postprocess(one, output_type=output_type)[0] for one in pixels]
+        else:
+            images = self.image_processor.postprocess(torch.cat(pixels), output_type=output_type)
+        return LuminaMGPTImg2ImgPipelineOutput(images, log_probs=log_probs, arrays=arrays)
 
 
-def pair_up(prompt: object, image: object) -> tuple[list[str | None], list[list[LoadedImage]]]:
+def check_negatives(prompts: Sequence[object], negative_prompt: object) -> list[str | None] | None:
+    """One negative prompt for each prompt, if there is any."""
+    negatives = None
+    if negative_prompt is not None:
+        is_list = isinstance(negative_prompt, (list, tuple))
+        negatives = list(negative_prompt) if is_list else [negative_prompt] * len(prompts)
+        if len(negatives) != len(prompts):
+            raise ValueError(
+                f"There are {len(prompts)} prompts but {len(negatives)} negative prompts in `negative_prompt`."
+            )
+    for name, texts in (("prompt", prompts), ("negative_prompt", negatives or [])):
+        for text in texts:
+            if not (text is None or isinstance(text, str)):
+                raise ValueError(f"`{name}` has to be a string or a list of strings but holds {shown(text)}.")
+            check_text(name, text or "")
+    return negatives
+
+
+def pair_up(
+    prompt: object, image: object, needs_image: bool = True
+) -> tuple[list[str | None], list[list[LoadedImage]]]:
     """The prompts and, for each, its images."""
-    if image is None:
+    if image is None and needs_image:
         raise ValueError("`image` has to be given but is None.")
+    if image is None:
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        return prompts, [[] for _ in prompts]
     if isinstance(image, (list, tuple)):
         images = [load_images(own, f"image[{index}]") for index, own in enumerate(image)]
     else:
