@@ -98,7 +98,7 @@ def test_a_task_of_ones_own(pipe):
         ({"task": "{prompt} <|image|>", "result_only": True}, "`result_only` has to be False for the task"),
         (
             {"image": torch.zeros(4, 8, dtype=torch.long)},
-            "`height` and `width` have to be 64 and 64, as `image` holds",
+            "`height` and `width` have to be 64 and 64, as `image`",
         ),
         ({"image": torch.full((8, 8), 16384)}, "`image` holds VQ codes that are no image"),
     ],

@@ -84,6 +84,9 @@ def test_control_tokens_that_tokenizers_match_all_the_same(tokenizer, stubborn):
         added_tokens_encoder = tokenizer.added_tokens_encoder
         convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
 
+        def __len__(self):
+            return len(tokenizer)
+
         def __call__(self, text, **kwargs):
             return {"input_ids": [8196]} if stubborn else tokenizer(text, add_special_tokens=False)
 

@@ -16,7 +16,7 @@ from transformers import ChameleonConfig, PreTrainedTokenizerFast
 
 from ..repository import PortableSavingMixin
 from .calls import CURRENT_CALL, Call, Codes
-from .components import check_fit, check_loaded_vqvae, stride_of, with_base_size
+from .components import check_base_size, check_fit, check_loaded_vqvae, stride_of, with_base_size
 from .engine import Engine, is_compiled
 from .families import ModelFamily
 from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
@@ -96,6 +96,7 @@ class LuminaMGPTBasePipeline(
             if component is None:
                 raise ValueError(f"This pipeline has no `{name}`, a `{kind.__name__}`, without which it cannot run.")
             check_kind(name, component)
+        check_base_size(self.scheduler.config.resolution, self.family)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> LuminaMGPTBasePipeline:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from .families import LUMINA_MGPT, ModelFamily
 from .tasks import IMAGE_PLACEHOLDER, Task
 from .validation import check_text, shown
-from .vocabulary import family_of
+from .vocabulary import added_tokens, family_of
 
 
 TASKS = LUMINA_MGPT.tasks
@@ -138,7 +138,7 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    added = tokenizer.added_tokens_encoder
+    added = added_tokens(tokenizer)
     return [token for token in dict.fromkeys(tokenizer.convert_ids_to_tokens(ids)) if token in added]
 
 

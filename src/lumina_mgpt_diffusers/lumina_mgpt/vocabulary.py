@@ -33,6 +33,15 @@ def family_of(tokenizer: PreTrainedTokenizerBase | None, config: ChameleonConfig
     return known[key]
 
 
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """Names of the tokens that a tokenizer did not make of text. Codes make them many: they are listed once."""
+    known = _KNOWN.setdefault(tokenizer, {})
+    key = ("added", len(tokenizer))
+    if key not in known:
+        known[key] = frozenset(tokenizer.added_tokens_encoder)
+    return known[key]
+
+
 def read_vocabulary(
     tokenizer: PreTrainedTokenizerBase | None,
     num_codes: int,
@@ -123,4 +132,4 @@ def _names_in(config: ChameleonConfig | None) -> Mapping[str, int]:
     return getattr(config, "vocabulary_map", None) or {}
 
 
-_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple, ModelFamily | ImageVocabulary]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple, object]] = WeakKeyDictionary()
