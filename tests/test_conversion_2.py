@@ -146,9 +146,7 @@ def test_another_number_of_codes_is_said(tmp_path, checkpoint_2):
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
     tokenizer["added_tokens"].pop()
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(
-        ValueError, match="names 16383 codes, by '<MOVQGAN' .*but the VQ model has 16384"
-    ):
+    with pytest.raises(ValueError, match="names 16383 codes, by '<MOVQGAN' .*but the VQ model has 16384"):
         convert_original_to_diffusers(tmp_path, tmp_path / "out", original_vqgan=MOVQGAN, base_size=96)
 
 
