@@ -1,5 +1,5 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A family of one's own: other names, other prompts, codes and size tags of 8x8 pixels, through everything there is."""
+"""A family of one's own: other names and prompts, codes and size tags of 8x8 pixels, through everything there is."""
 
 import json
 from dataclasses import replace
@@ -128,10 +128,10 @@ def original(pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("original") / "ckpt"
     pipe.tokenizer.save_pretrained(folder)
     weights = pipe.transformer.state_dict()
-    weights = {
-        name: tensor[:1] if "_norm." in name and tensor.ndim == 2 else tensor for name, tensor in weights.items()
-    }
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
+    for name, tensor in weights.items():
+        is_shared = "_norm." in name and tensor.ndim == 2  # by the heads
+        weights[name] = tensor[:1].contiguous() if is_shared else tensor.contiguous()
+    save_file(weights, folder / "model.safetensors")
     config = {**pipe.transformer.config.to_dict(), "model_parallel_size": 1}
     (folder / "config.json").write_text(json.dumps(config))
     pipe.vqvae.save_pretrained(folder / "vqvae")
@@ -226,14 +226,11 @@ def test_it_is_converted_and_back(pipe, original, tmp_path):
 def test_a_family_that_is_not_registered(pipe, original, tmp_path):
     config = json.loads((original / "config.json").read_text()) | {"model_family": "unheard-of"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    message = r"has to be one of \['lumina-mgpt', 'lumina-mgpt-2', 'cells'\] .* but is 'unheard-of'.*register_family"
+    message = r"has to be one of \['lumina-mgpt', 'lumina-mgpt-2', 'cells'.*\] .* but is 'unheard-of'.*register_family"
     with pytest.raises(ValueError, match=message):
         LuminaMGPTPipeline.from_pretrained(tmp_path, original_vqgan=original / "vqvae")
-    other = replace(CELLS, name="others", title="Others", base_size=48)
-    folder = original
-    loaded = LuminaMGPTPipeline.from_pretrained(
-        folder, original_vqgan=original / "vqvae", family=register_family(other)
-    )
+    other = register_family(replace(CELLS, name="others", title="Others", base_size=48))
+    loaded = LuminaMGPTPipeline.from_pretrained(original, original_vqgan=original / "vqvae", family=other)
     assert loaded.family is other and loaded.scheduler.config.resolution == 48
     with pytest.raises(ValueError, match="`family` is 'cells' but .* is a pipeline in diffusers' format"):
         pipe.save_pretrained(tmp_path / "saved")
