@@ -212,7 +212,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
                 One generator, from which each image in turn draws the key of its noise, or one for each image. A
                 generator on the CPU gives the same noise whatever the device of the model. Without one, images are
                 random; the global random state is neither used nor changed.
-            latents (`torch.LongTensor` of shape `(num_images, height / 16, width / 16)`, *optional*):
+            latents (`torch.LongTensor` of shape `(num_images, height / stride, width / stride)`, *optional*):
                 VQ codes to keep, -1 where a code is to be sampled: completes an image, for instance one that was
                 returned by `output_type="latent"`. Of images of different sizes a list.
             prompt_token_ids (`torch.LongTensor` of shape `(num_prompts, length)`, *optional*):
@@ -285,7 +285,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
 
         Args:
             every (`int`, *optional*, defaults to 1):
-                Yield after so many rows of codes, each of them 16 pixels; None for once at the end.
+                Yield after so many rows of codes, each as high as a code; None for once at the end.
 
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.

@@ -237,7 +237,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
 
         Args:
             every (`int`, *optional*, defaults to 1):
-                Yield after so many rows of codes, each of them 16 pixels; None for once at the end.
+                Yield after so many rows of codes, each as high as a code; None for once at the end.
 
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.

@@ -115,7 +115,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
                 the size of the output. A list is a batch.
             mask_image (`ImageInput` or a list of them):
                 White where the image is to be sampled anew, black where it stays; the limit is half-way, as in
-                diffusers. A mask of another size is stretched over the image. All codes, 16x16 pixels each, are
+                diffusers. A mask of another size is stretched over the image. All codes are
                 sampled whose cell it touches. One for all images or one for each.
             negative_prompt (`str` or `list[str]`, *optional*):
                 What to guide away from, see [`LuminaMGPTPipeline.__call__`].
@@ -194,7 +194,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
 
         Args:
             every (`int`, *optional*, defaults to 1):
-                Yield after so many rows of codes, each of them 16 pixels; None for once at the end.
+                Yield after so many rows of codes, each as high as a code; None for once at the end.
 
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
