@@ -93,9 +93,10 @@ def test_the_page_about_families(workplace, checkpoint_2, monkeypatch):
     namespace: dict = {}
     for _, code in blocks_of("families"):
         code = code.replace("Alpha-VLLM/Lumina-mGPT-2.0", "lumina-mgpt-2")
-        code = code.replace("height=1024, width=512", "height=64, width=32 ")  # which `made_small` leaves alone
+        code = code.replace("height=1024, width=512", "width=32, height=64")  # which is small already
         exec(compile(made_small(code), "docs/families.md", "exec"), namespace)
-    assert (namespace["panels"].size, namespace["fox"].size, namespace["depth"].shape) == (
+    panels, fox, depth = (namespace[name] for name in ("panels", "fox", "depth"))
+    assert (panels.size, fox.size, depth.shape) == ((32, 64), (32, 32), (32, 32))
         (32, 64),
         (32, 32),
         (32, 32),

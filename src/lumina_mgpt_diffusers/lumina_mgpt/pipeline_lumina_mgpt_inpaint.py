@@ -115,8 +115,8 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
                 the size of the output. A list is a batch.
             mask_image (`ImageInput` or a list of them):
                 White where the image is to be sampled anew, black where it stays; the limit is half-way, as in
-                diffusers. A mask of another size is stretched over the image. All codes are
-                sampled whose cell it touches. One for all images or one for each.
+                diffusers. A mask of another size is stretched over the image. All codes are sampled whose cell it
+                touches. One for all images or one for each.
             negative_prompt (`str` or `list[str]`, *optional*):
                 What to guide away from, see [`LuminaMGPTPipeline.__call__`].
             height (`int` or `list[int]`, *optional*), width (`int` or `list[int]`, *optional*):
