@@ -97,10 +97,6 @@ def test_the_page_about_families(workplace, checkpoint_2, monkeypatch):
         exec(compile(made_small(code), "docs/families.md", "exec"), namespace)
     panels, fox, depth = (namespace[name] for name in ("panels", "fox", "depth"))
     assert (panels.size, fox.size, depth.shape) == ((32, 64), (32, 32), (32, 32))
-        (32, 64),
-        (32, 32),
-        (32, 32),
-    )
     assert namespace["small"].family.name == "small" and (workplace / "lumina-mgpt-2.0").is_dir()
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import FIXTURES, copy_of
 from omni import arrays, img2img_from
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt.image_encoding import encode_pixels
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_text
 from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import SamplerSettings, SamplingPlaces, decayed_scale
 from lumina_mgpt_diffusers.training import ConversationSource, EncodingSettings, make_trainable, pretokenize
@@ -244,6 +246,40 @@ def test_drafts_are_exact_where_the_scale_decays(pipe, num_draft_tokens):
         return pipe("a red fox", **settings, num_draft_tokens=number, output_type="latent").images
 
     assert torch.equal(call(num_draft_tokens), call(0))
+
+
+def test_rows_of_97_places(pipe_2):
+    def call(number):
+        size = {"height": 32, "width": 768}
+        return pipe_2("a red fox", **size, top_k=1, num_draft_tokens=number, output_type="latent").images
+
+    codes = call(0)
+    assert codes.shape == (1, 4, 96)
+    for number in (31, 127, "auto"):
+        assert torch.equal(call(number), codes)
+
+
+def test_no_tensor_holds_all_places_and_codes(pipe_2):
+    pixels = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 768, 3), dtype=np.uint8))
+    largest = LargestTensor()
+    with largest:
+        pipe_2("a", height=32, width=256, num_draft_tokens=7, return_log_probs=True, output_type="pt")
+        codes = encode_pixels(pipe_2.vqvae, pixels, torch.device("cpu"))
+    assert codes.shape == (12, 96)
+    # Of 1,152 places; a row of codes keeps its logits for the drafts of the next.
+    assert largest.of_codes <= 256
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most rows of a tensor with as many columns as there are codes."""
+
+    of_codes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.ndim and result.shape[-1] == 16384:
+            self.of_codes = max(self.of_codes, result.numel() // 16384)
+        return result
 
 
 def test_the_scale_is_constant_by_default(pipe_2):
