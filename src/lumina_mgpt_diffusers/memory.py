@@ -23,7 +23,9 @@ class MemoryEstimate:
         weights (`int`): Transformer and VQ model.
         kv_cache (`int`): Keys and values of every row, both branches of guidance.
         drafts (`int`): Logits of one row of codes of each image, float32, from which drafts are guessed.
-        activations (`int`): The greatest of those of a step, of the prompt and of decoding one image to pixels.
+        activations (`int`):
+            The greatest of those of a step, of the prompt, and of what decoding one image to pixels takes beyond the
+            cache and the drafts, which are freed before.
     """
 
     weights: int
@@ -33,8 +35,6 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        # The cache and the drafts are freed before the images are decoded, but the activations of the VQ model are no
-        # larger than they are in all but the smallest calls: the sum is a safe bound.
         return self.weights + self.kv_cache + self.drafts + self.activations
 
 
@@ -52,6 +52,7 @@ def estimate_memory(
     num_codes: int | None = None,
     patch_size: int | None = None,
     vqvae_parameters: int | None = None,
+    keeps_cache: bool = False,
 ) -> MemoryEstimate:
     """
     Estimate the memory of a text-to-image call on the device that runs it.
@@ -69,6 +70,8 @@ def estimate_memory(
         patch_size (`int`, *optional*): Pixels per code, the stride of the VQ model.
         vqvae_parameters (`int`, *optional*): Parameters of the VQ model. By default all three are those of the VQ
             model that was released for the family that `config` states or names.
+        keeps_cache (`bool`, defaults to `False`):
+            Whether the cache stays for the next call, as that of a compiled transformer on a GPU does.
 
     Returns:
         [`MemoryEstimate`]: In bytes. The CUDA context and what the allocator holds back come on top, about 1 GiB.
@@ -112,9 +115,10 @@ def estimate_memory(
     step = rows * window * (per_token + 4 * 4 * num_codes)
     # The prompts run through once, against a mask of float attention scores for every head.
     prompt = rows * prompt_length * (per_token + 4 * config.num_attention_heads * prompt_length)
-    # One image on its way to pixels: about five feature maps at full size (measured).
-    pixels = 5 * family.vq_channels * height * width * element
-    return MemoryEstimate(weights, kv_cache, drafts, max(step, prompt, pixels))
+    # One image on its way to pixels (measured).
+    pixels = family.vq_values_per_pixel * height * width * element
+    beyond = pixels - drafts - (0 if keeps_cache else kv_cache)
+    return MemoryEstimate(weights, kv_cache, drafts, max(step, prompt, beyond))
 
 
 def largest_batch(memory: int, config: ChameleonConfig, height: int, width: int, **kwargs) -> int:

@@ -129,9 +129,9 @@ class ModelFamily:
         released_names (`Mapping[str, int | None]`):
             Patterns of the names of released checkpoints, with their base size; None where the name states it, as the
             first group of the pattern.
-        num_codes (`int`), stride (`int`), vq_channels (`int`), vq_parameters (`int`):
-            Of the VQ model as released, for what is asked before there is one: number of codes, pixels per code, width
-            at full resolution, number of parameters.
+        num_codes (`int`), stride (`int`), vq_parameters (`int`), vq_values_per_pixel (`int`):
+            Of the VQ model as released, for what is asked before there is one: number of codes, pixels per code, number
+            of parameters, and of values in memory for each pixel while an image is decoded.
         vq_file (`str`): Where the VQ model lies in a checkpoint in the original's form.
         tokenizer_repository (`str`, *optional*): Repository whose tokenizer checkpoints without one use.
         card (`Mapping[str, str]`): Front matter of model cards: the licence.
@@ -162,8 +162,8 @@ class ModelFamily:
     released_names: Mapping[str, int | None] = field(default_factory=dict)
     num_codes: int = 8192
     stride: int = 16
-    vq_channels: int = 128
     vq_parameters: int = 68_718_467
+    vq_values_per_pixel: int = 642
     vq_file: str = "original_tokenizers/vqgan.ckpt"
     tokenizer_repository: str | None = None
     card: Mapping[str, str] = field(default_factory=lambda: {"license": "other"})
