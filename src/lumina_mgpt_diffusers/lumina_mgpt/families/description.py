@@ -130,8 +130,8 @@ class ModelFamily:
             Patterns of the names of released checkpoints, with their base size; None where the name states it, as the
             first group of the pattern.
         num_codes (`int`), stride (`int`), vq_parameters (`int`), vq_values_per_pixel (`int`):
-            Of the VQ model as released, for what is asked before there is one: number of codes, pixels per code, number
-            of parameters, and of values in memory for each pixel while an image is decoded.
+            Of the VQ model as released, for what is asked before there is one: number of codes, pixels per code,
+            number of parameters, and values in memory for each pixel while an image is decoded.
         vq_file (`str`): Where the VQ model lies in a checkpoint in the original's form.
         tokenizer_repository (`str`, *optional*): Repository whose tokenizer checkpoints without one use.
         card (`Mapping[str, str]`): Front matter of model cards: the licence.
