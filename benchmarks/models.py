@@ -29,7 +29,7 @@ SHAPES = {
     },
 }
 # The decoder of Lumina-mGPT 2.0 is that of the 7B model; its vocabulary and its VQ model are others.
-SHAPES["2.0"] = SHAPES["7b"] | {"max_position_embeddings": 10240}
+SHAPES |= {f"2.0{name}": SHAPES[shape] for name, shape in (("", "7b"), ("-340m", "340m"), ("-tiny", "tiny"))}
 
 # The ids of the released tokenizer.
 VOCABULARY = ImageVocabulary(
