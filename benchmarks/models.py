@@ -29,7 +29,10 @@ SHAPES = {
     },
 }
 # The decoder of Lumina-mGPT 2.0 is that of the 7B model; its vocabulary and its VQ model are others.
-SHAPES |= {f"2.0{name}": SHAPES[shape] for name, shape in (("", "7b"), ("-340m", "340m"), ("-tiny", "tiny"))}
+SHAPES |= {
+    f"2.0{name}": {**SHAPES[shape], "max_position_embeddings": 10240}
+    for name, shape in (("", "7b"), ("-340m", "340m"), ("-tiny", "tiny"))
+}
 
 # The ids of the released tokenizer.
 VOCABULARY = ImageVocabulary(

@@ -248,6 +248,15 @@ def test_drafts_are_exact_where_the_scale_decays(pipe, num_draft_tokens):
     assert torch.equal(call(num_draft_tokens), call(0))
 
 
+def test_settings_that_a_scheduler_leaves_open_are_the_familys(pipe_2):
+    def settings(**values):
+        scheduler = LuminaMGPTPipeline(**{**pipe_2.components, "scheduler": LuminaMGPTScheduler(**values)}).scheduler
+        return scheduler.config.top_k, scheduler.config.text_top_k
+
+    assert settings(resolution=96) == (4096, 10)
+    assert settings(resolution=96, top_k=2000) == (2000, 10)
+
+
 def test_rows_of_97_places(pipe_2):
     def call(number):
         size = {"height": 32, "width": 768}

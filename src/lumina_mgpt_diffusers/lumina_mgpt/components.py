@@ -96,15 +96,28 @@ def states_base_size(scheduler: LuminaMGPTScheduler) -> bool:
     return "resolution" not in scheduler.config.get("_use_default_values", ())
 
 
-def with_base_size(scheduler: LuminaMGPTScheduler, config: ChameleonConfig) -> LuminaMGPTScheduler:
-    """The scheduler, with the base size of the transformer if it states none. One that is a guess is said."""
-    if states_base_size(scheduler):
-        return scheduler
-    base_size = getattr(config, "base_size", None)
-    if base_size is None:
-        logger.warning_once(
-            f"Neither the scheduler nor the transformer states the base size: {scheduler.config.resolution} is taken."
-            " If the checkpoint was trained at another, pass `scheduler=LuminaMGPTScheduler(resolution=…)`."
-        )
-        return scheduler
-    return type(scheduler).from_config(scheduler.config, resolution=base_size)
+def with_defaults(scheduler: LuminaMGPTScheduler, config: ChameleonConfig, family: ModelFamily) -> LuminaMGPTScheduler:
+    """
+    A scheduler with what it does not state taken from the model.
+
+    Args:
+        scheduler ([`LuminaMGPTScheduler`]): The scheduler.
+        config ([`~transformers.ChameleonConfig`]): Configuration of the transformer, which may have a `base_size`.
+        family ([`ModelFamily`]): Has the sampler's defaults.
+
+    Returns:
+        [`LuminaMGPTScheduler`]: The same, or another of its class. A base size that is a guess is said in the log.
+    """
+    unstated = scheduler.config.get("_use_default_values", ())
+    values = {name: value for name, value in family.sampler.items() if name in unstated}
+    if not states_base_size(scheduler):
+        base_size = getattr(config, "base_size", None)
+        if base_size is None:
+            logger.warning_once(
+                "Neither the scheduler nor the transformer states the base size: "
+                f"{scheduler.config.resolution} is taken. If the checkpoint was trained at another, pass"
+                " `scheduler=LuminaMGPTScheduler(resolution=…)`."
+            )
+        else:
+            values["resolution"] = base_size
+    return type(scheduler).from_config(scheduler.config, **values) if values else scheduler

@@ -16,7 +16,7 @@ from transformers import ChameleonConfig, PreTrainedTokenizerFast
 
 from ..repository import PortableSavingMixin
 from .calls import CURRENT_CALL, Call, Codes
-from .components import check_base_size, check_fit, check_loaded_vqvae, stride_of, with_base_size
+from .components import check_base_size, check_fit, check_loaded_vqvae, stride_of, with_defaults
 from .engine import Engine, is_compiled
 from .families import ModelFamily
 from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
@@ -79,7 +79,8 @@ class LuminaMGPTBasePipeline(
                 check_kind(name, component)
         super().register_modules(**components)
         if self.scheduler is not None and self.transformer is not None:
-            super().register_modules(scheduler=with_base_size(self.scheduler, self.transformer.config))
+            scheduler = with_defaults(self.scheduler, self.transformer.config, self.family)
+            super().register_modules(scheduler=scheduler)
         if None not in (self.tokenizer, self.transformer, self.vqvae):
             resolution = None if self.scheduler is None else self.scheduler.config.resolution
             check_fit(self.tokenizer, self.transformer.config, self.vqvae, resolution)
