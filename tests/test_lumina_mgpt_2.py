@@ -291,6 +291,23 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+def test_beside_calls_of_lumina_mgpt(pipe_2, random_pipe):
+    pipes = (pipe_2, random_pipe)
+    settings = {"height": 64, "width": 32, "guidance_scale": 3.0, "num_draft_tokens": 3}
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    alone = [pipe("a", **settings, generator=generator(), output_type="latent").images for pipe in pipes]
+    streams = [pipe.stream("a", **settings, generator=generator(), every=1) for pipe in pipes]
+    last = [None, None]
+    while any(streams):
+        for index, stream in enumerate(streams):
+            step = next(stream, None) if stream else None
+            streams[index], last[index] = (None, last[index]) if step is None else (stream, step)
+    assert all(torch.equal(step.codes, codes) for step, codes in zip(last, alone, strict=True))
+
+
 def test_the_scale_is_constant_by_default(pipe_2):
     run = RUNS["greedy_64x96_cfg64.0_t2i_64x96"]
     prompt = PROMPTS[run["prompt"]]
