@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
-from .prompts import IMAGE_PLACEHOLDER
+from .tasks import IMAGE_PLACEHOLDER
 
 
 @dataclass
