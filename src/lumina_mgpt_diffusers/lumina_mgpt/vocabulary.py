@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import ChameleonConfig, PreTrainedTokenizerBase
 
-from .families import ModelFamily, find_family
+from .families import ModelFamily, families, find_family
 from .unirep import ImageVocabulary
 
 
@@ -27,7 +27,7 @@ def family_of(tokenizer: PreTrainedTokenizerBase | None, config: ChameleonConfig
     if tokenizer is None:
         return find_family(None, _names_in(config))
     known = _KNOWN.setdefault(tokenizer, {})
-    key = ("family", len(tokenizer))
+    key = ("family", len(tokenizer), len(_names_in(config)), *families())
     if key not in known:
         known[key] = find_family(None, {**_names_in(config), **tokenizer.get_vocab()})
     return known[key]
