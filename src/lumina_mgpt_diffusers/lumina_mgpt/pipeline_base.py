@@ -19,7 +19,7 @@ from .components import check_fit, check_loaded_vqvae, with_base_size
 from .engine import Engine, is_compiled
 from .image_encoding import ImageInput, encode_images, load_images
 from .kv_cache import SlotCache
-from .loading import OriginalCheckpointMixin
+from .loading import OriginalCheckpointMixin, with_dtype
 from .lora import LuminaMGPTLoraLoaderMixin
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .streaming import CURRENT_CALL, Call, Codes
@@ -108,7 +108,7 @@ class LuminaMGPTBasePipeline(
         components = {name: kwargs.get(name, component) for name, component in pipeline.components.items()}
         names = set(cls._get_signature_keys(cls)[0])
         if names != components.keys() or not kwargs.keys() <= names:
-            return super().from_pipe(pipeline, **kwargs)
+            return super().from_pipe(pipeline, **with_dtype(kwargs))
         # diffusers would cast what the pipelines share to float32.
         return cls(**components)
 
