@@ -25,6 +25,7 @@ from .lumina_mgpt import (
     read_normals,
 )
 from .memory import MemoryEstimate, estimate_memory, largest_batch
+from .modular import LuminaMGPTAutoBlocks, LuminaMGPTModularPipeline
 from .registration import register
 
 
@@ -32,12 +33,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ImagePart",
+    "LuminaMGPTAutoBlocks",
     "LuminaMGPTChatPipeline",
     "LuminaMGPTChatPipelineOutput",
     "LuminaMGPTConversation",
     "LuminaMGPTImg2ImgPipeline",
     "LuminaMGPTImg2ImgPipelineOutput",
     "LuminaMGPTInpaintPipeline",
+    "LuminaMGPTModularPipeline",
     "LuminaMGPTPipeline",
     "LuminaMGPTPipelineOutput",
     "LuminaMGPTScheduler",
