@@ -15,6 +15,7 @@ from diffusers.utils import logging
 from transformers import PreTrainedTokenizerFast
 
 from ..repository import PortableSavingMixin
+from .calls import CURRENT_CALL, Call, Codes
 from .components import check_fit, check_loaded_vqvae, with_base_size
 from .engine import Engine, is_compiled
 from .image_encoding import ImageInput, encode_images, load_images
@@ -22,7 +23,6 @@ from .kv_cache import SlotCache
 from .loading import OriginalCheckpointMixin, with_dtype
 from .lora import LuminaMGPTLoraLoaderMixin
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
-from .streaming import CURRENT_CALL, Call, Codes
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
 from .unirep import GRID_SIZE, ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
 

@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import replace_example_docstring
 from tokenizers.decoders import DecodeStream
 
+from .calls import Call, arguments_of, call_arguments, stream_signature
 from .chat_messages import Turns, read_messages, split_batch
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
 from .engine import Engine
@@ -18,16 +19,14 @@ from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline
 from .pipeline_output import LuminaMGPTChatPipelineOutput
 from .request import Grammar, Request
 from .row import Row, SampledImage, SampledText
-from .scheduling_lumina_mgpt import DRAFT_INITS
-from .streaming import Call, arguments_of, call_arguments, stream_signature
 from .validation import (
     check_choice,
     check_codes,
     check_crop_generator,
+    check_drafts,
     check_flag,
     check_generator,
     check_integer,
-    check_num_draft_tokens,
     check_size,
     shown,
 )
@@ -350,10 +349,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             text_temperature=text_temperature,
             text_top_k=text_top_k,
         )
-        if num_draft_tokens is not None:
-            num_draft_tokens = check_num_draft_tokens(num_draft_tokens)
-        if draft_init is not None:
-            check_choice("draft_init", draft_init, DRAFT_INITS)
+        num_draft_tokens, draft_init = check_drafts(num_draft_tokens, draft_init)
         generator = check_generator(generator, len(turns))
         check_crop_generator(crop_generator)
         check_choice("output_type", output_type, OUTPUT_TYPES)
@@ -376,7 +372,6 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             Request(
                 context=context,
                 settings=settings,
-                key=0,  # drawn when the answer begins
                 size=size,
                 max_new_tokens=max_new_tokens,
                 keep_cache=one is not None,
