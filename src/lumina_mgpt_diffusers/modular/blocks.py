@@ -3,7 +3,7 @@
 From prompts and images to images in blocks, which a [`~diffusers.ModularPipeline`] runs.
 
 Each block does one step of the pipelines, by the same functions: encode the prompts, prepare the call, sample its
-codes, decode them. What they hand on are token ids, an [`ImageCall`] with one [`Request`] for each image, and codes, so
+codes, decode them. What they hand on are token ids, an [`ImageCall`] with a [`Request`] for each image, and codes, so
 that a block between two of them can change any of it.
 """
 
@@ -26,12 +26,12 @@ from diffusers.modular_pipelines import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from ..lumina_mgpt.calls import ImageCall
 from ..lumina_mgpt.loading import COMPONENTS
 from ..lumina_mgpt.pipeline_images import LuminaMGPTImagePipeline
 from ..lumina_mgpt.pipeline_lumina_mgpt import LuminaMGPTPipeline
 from ..lumina_mgpt.pipeline_lumina_mgpt_img2img import LuminaMGPTImg2ImgPipeline
 from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
-from ..lumina_mgpt.streaming import ImageCall
 from ..lumina_mgpt.transformer_lumina_mgpt import LuminaMGPTTransformer
 from ..lumina_mgpt.validation import check_prompts
 from ..repository import MODEL_NAME, write_shim
@@ -106,7 +106,7 @@ class LuminaMGPTStep(ModularPipelineBlocks):
 class LuminaMGPTEncodePromptStep(LuminaMGPTStep):
     """Encodes prompts as the conversations that the model was trained on."""
 
-    components = ("tokenizer", "scheduler")
+    components = ("tokenizer", "vqvae", "scheduler")
 
     @property
     def description(self) -> str:
@@ -114,7 +114,7 @@ class LuminaMGPTEncodePromptStep(LuminaMGPTStep):
 
     @property
     def inputs(self) -> list[InputParam]:
-        names = ("prompt", "negative_prompt", "height", "width", "max_sequence_length")
+        names = ("prompt", "negative_prompt", "height", "width", "latents", "max_sequence_length")
         return inputs_of(self.pipeline_class, *names, required=("prompt",))
 
     @property
@@ -129,11 +129,22 @@ class LuminaMGPTEncodePromptStep(LuminaMGPTStep):
             OutputParam("width", int, "Width of the images in pixels."),
         ]
 
-    def run(self, pipe: LuminaMGPTPipeline, prompt: object, negative_prompt: object, **inputs: Any) -> dict[str, Any]:
+    def run(
+        self,
+        pipe: LuminaMGPTPipeline,
+        prompt: object,
+        negative_prompt: object,
+        height: object,
+        width: object,
+        latents: object,
+        max_sequence_length: int,
+    ) -> dict[str, Any]:
         check_prompts("prompt", prompt, None, None)
         if negative_prompt is not None:
             check_prompts("negative_prompt", negative_prompt, None, None)
-        return dict(zip(self.intermediate_output_names, pipe.encode_prompt(prompt, negative_prompt, **inputs)))
+        height, width = pipe.default_size(height, width, latents)
+        encoded = pipe.encode_prompt(prompt, negative_prompt, height, width, max_sequence_length)
+        return dict(zip(self.intermediate_output_names, encoded))
 
 
 class LuminaMGPTPrepareStep(LuminaMGPTStep):
@@ -314,15 +325,15 @@ class LuminaMGPTAutoBlocks(SequentialPipelineBlocks):
     def outputs(self) -> list[OutputParam]:
         return [IMAGES]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         r"""
         Save which blocks these are, with a file that leads diffusers to them where this package is not imported.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder to save to, such as that of a saved pipeline.
             push_to_hub (`bool`, defaults to `False`): Whether to upload the folder to the Hub then.
-            kwargs: See [`~diffusers.ModularPipelineBlocks.save_pretrained`].
+            kwargs: See [`~diffusers.ConfigMixin.save_config`].
         """
         if type(self) is LuminaMGPTAutoBlocks:
             write_shim(Path(save_directory) / f"{Path(__file__).stem}.py", type(self).__name__)
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        super().save_config(save_directory, push_to_hub, **kwargs)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import textwrap
 
 from diffusers.modular_pipelines import InputParam
 
@@ -40,9 +41,9 @@ def inputs_of(
 @functools.cache
 def _descriptions(pipeline_class: type[LuminaMGPTBasePipeline]) -> dict[str, str]:
     """What the docstring of the call says of each argument."""
-    arguments = inspect.cleandoc(pipeline_class.__call__.__doc__).split("\nArgs:\n")[1].split("\n\n")[0]
+    arguments = re.split(r"\n *Args:\n", pipeline_class.__call__.__doc__)[1].split("\n\n")[0]
     descriptions = {}
-    for entry in re.split(r"\n(?= {4}\w)", arguments):
+    for entry in re.split(r"\n(?=\w)", textwrap.dedent(arguments)):
         head, text = entry.split(":\n", 1)
         descriptions |= dict.fromkeys(re.findall(r"(\w+) \(`", head), " ".join(text.split()))
     return descriptions
