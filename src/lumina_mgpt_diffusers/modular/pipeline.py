@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers.modular_pipelines import ModularPipeline
 
+from ..lumina_mgpt.loading import with_dtype
 from ..lumina_mgpt.lora import LuminaMGPTLoraLoaderMixin
 
 
@@ -12,3 +15,7 @@ class LuminaMGPTModularPipeline(ModularPipeline, LuminaMGPTLoraLoaderMixin):
     """A [`~diffusers.ModularPipeline`] of the blocks of Lumina-mGPT, with LoRA adapters of its transformer."""
 
     default_blocks_name = "LuminaMGPTAutoBlocks"
+
+    def load_components(self, *args: Any, **kwargs: Any) -> None:
+        """Load components; see [`~diffusers.ModularPipeline.load_components`]."""
+        super().load_components(*args, **with_dtype(kwargs))
