@@ -82,7 +82,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run(line: list[str]) -> subprocess.CompletedProcess:
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=1800)
+def run(line: list[str], **variables: str) -> subprocess.CompletedProcess:
+    values = {**environment(), **variables}
+    done = subprocess.run(line, env=values, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
