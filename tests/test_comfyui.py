@@ -1,6 +1,7 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """The nodes of ComfyUI: they fit its schema, make what the pipelines make, show it, and can be cancelled."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -21,10 +22,8 @@ def comfy(request, saved_folder, monkeypatch) -> SimpleNamespace:
 
 
 @pytest.fixture
-def model(comfy, saved_folder) -> object:
-    (loaded,) = comfy.server.run(comfy.LuminaMGPTLoad, model=saved_folder.name, dtype="float32")
-    loaded.pipe.set_progress_bar_config(disable=True)
-    return loaded
+def model(comfy, random_pipe) -> object:
+    return sys.modules["lumina_mgpt_nodes.nodes"].LoadedModel(random_pipe, is_offloaded=False)
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +54,10 @@ def test_schemas(comfy):
             assert info.input["required"].keys() | info.input.get("optional", {}).keys() == set(names)
 
 
-def test_loading_makes_room(comfy, model):
+def test_loading_makes_room(comfy, saved_folder):
+    (loaded,) = comfy.server.run(comfy.LuminaMGPTLoad, model=saved_folder.name, dtype="float32")
     assert comfy.server.num_unloads == 1
-    assert model.pipe.transformer.dtype == torch.float32
+    assert loaded.pipe.transformer.dtype == torch.float32
 
 
 def test_text_to_image(comfy, model, random_pipe):
