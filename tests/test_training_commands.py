@@ -212,14 +212,26 @@ def short_flags(pipeline: Path, photos: Path, output: Path, **values) -> dict:
     }
 
 
-@pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "kind, packing",
+    [
+        ("ddp", False),
+        ("ddp", True),
+        ("fsdp2", False),
+        ("fsdp2", True),
+        ("deepspeed_zero2", False),
+        ("deepspeed_zero3", True),
+    ],
+)
 def test_two_processes_have_the_loss_curve_of_one(saved_folder, tmp_path, kind, packing):
     photos = make_photos(tmp_path / "photos", 16)
     values = {"packing": packing, "validation_prompts": "red fox", "validation_steps": 4}
     one, two = (short_flags(saved_folder, photos, tmp_path / name, **values) for name in ("one", "two"))
     run(command("train_omni_sft.py", **one, gradient_accumulation_steps=2))
-    run(on_two(command("train_omni_sft.py", **two), kind))
+    if kind.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+        two["deepspeed"] = ROOT / "examples" / "training" / "configs" / f"{kind}.json"
+    run(on_two(command("train_omni_sft.py", **two), kind), DS_ACCELERATOR="cpu")
     one, two = losses(tmp_path / "one", 8), losses(tmp_path / "two", 8)
     assert len(one) == 8 and one[-1] < one[0] - 0.5
     assert np.allclose(one, two, rtol=1e-4)

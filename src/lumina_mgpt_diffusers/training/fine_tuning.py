@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 from huggingface_hub import create_repo, upload_folder
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.utils import is_torch_bf16_gpu_available
 
 from ..lumina_mgpt.pipeline_lumina_mgpt import LuminaMGPTPipeline
@@ -102,6 +103,7 @@ def fine_tune(arguments: FineTuningArguments) -> Path:
     trainer.train(resume_from_checkpoint=_checkpoint(arguments, state))
 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    unset_hf_deepspeed_config()  # else models, which one process builds here, would still be spread over all
     if state.is_main_process:
         record = {"steps": trainer.state.global_step, "samples_per_epoch": sum(data.counts), **asdict(arguments)}
         if of_adapter:
