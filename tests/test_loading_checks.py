@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from conftest import CHECKPOINT, VQGAN
 from diffusers import AutoPipelineForText2Image, DDIMScheduler, DiffusionPipeline, VQModel
 from huggingface_hub import constants
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler, LuminaMGPTTransformer
@@ -192,7 +194,13 @@ def damaged_tokenizer(folder: Path, edit: Callable[[dict[str, int]], object]) ->
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda vocabulary: vocabulary.update(IMGIMGBZ=vocabulary["IMGIMGCZ"]), "have the same id"),
+        pytest.param(
+            lambda vocabulary: vocabulary.update(IMGIMGBZ=vocabulary["IMGIMGCZ"]),
+            "have the same id",
+            marks=pytest.mark.skipif(
+                Version(tokenizers.__version__) < Version("0.23"), reason="gives the second token an id of its own"
+            ),
+        ),
         (lambda vocabulary: vocabulary.pop("<reserved08804>"), "size tags up to 96 pixels, but .* need 128"),
         (lambda vocabulary: vocabulary.update(beyond=9500), "ids beyond the `vocab_size` 9472 .* 'beyond'"),
     ],

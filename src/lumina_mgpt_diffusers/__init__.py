@@ -31,6 +31,7 @@ from .lumina_mgpt import (
     register_family,
 )
 from .memory import MemoryEstimate, estimate_memory, largest_batch
+from .modular import LuminaMGPTAutoBlocks, LuminaMGPTModularPipeline
 from .registration import register
 
 
@@ -41,12 +42,14 @@ __all__ = [
     "ImagePart",
     "LUMINA_MGPT",
     "LUMINA_MGPT_2",
+    "LuminaMGPTAutoBlocks",
     "LuminaMGPTChatPipeline",
     "LuminaMGPTChatPipelineOutput",
     "LuminaMGPTConversation",
     "LuminaMGPTImg2ImgPipeline",
     "LuminaMGPTImg2ImgPipelineOutput",
     "LuminaMGPTInpaintPipeline",
+    "LuminaMGPTModularPipeline",
     "LuminaMGPTPipeline",
     "LuminaMGPTPipelineOutput",
     "LuminaMGPTScheduler",

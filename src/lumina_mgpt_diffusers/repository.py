@@ -25,6 +25,9 @@ from .lumina_mgpt.unirep import nearest_size, trained_sizes
 LIBRARY = "lumina_mgpt"
 """The library that `model_index.json` names for the components of this package."""
 
+MODEL_NAME = "lumina-mgpt"
+"""The name by which diffusers finds the pipelines of one model for one another."""
+
 INDEX_NAME = "model_index.json"
 CARD_NAME = "README.md"
 
@@ -164,7 +167,7 @@ def finish_folder(folder: str | os.PathLike, model: str = ".") -> None:
     write_json(folder / INDEX_NAME, index)
     for path, (name, exported) in shims.items():
         if (folder / path).parent.is_dir():
-            (folder / path).write_text(SHIM.format(name=name, exported=exported), encoding="utf-8")
+            write_shim(folder / path, name, exported)
 
     for path in (folder / "tokenizer" / "tokenizer_config.json", folder / "vqvae" / "config.json"):
         if path.is_file():
@@ -179,6 +182,12 @@ def finish_folder(folder: str | os.PathLike, model: str = ".") -> None:
         if not (folder / CARD_NAME).exists():
             card = model_card(index["_class_name"], settings, model, family)
             (folder / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+def write_shim(path: Path, name: str, exported: str | None = None) -> None:
+    """Write a file that leads diffusers to a class of this package, by its name or another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(SHIM.format(name=name, exported=exported or name), encoding="utf-8")
 
 
 def model_card(pipeline: str, settings: dict[str, object], model: str = ".", family: ModelFamily = LUMINA_MGPT) -> str:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 from collections.abc import Container
 
+import diffusers
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 
 from ..files import read_json
 from ..original.files import FileSource, read_weight_map
@@ -14,6 +16,8 @@ from ..original.layout import checked_config, original_as_diffusers
 from .families import ModelFamily
 from .validation import shown
 
+
+DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "force_download")
 COMPONENTS = ("tokenizer", "transformer", "vqvae", "scheduler")
@@ -106,9 +110,14 @@ class OriginalCheckpointMixin:
     def _load(cls, folder: str | os.PathLike, **kwargs) -> DiffusionPipeline:
         # diffusers warns about passed components of a pipeline's own classes, because it cannot check their types.
         own = {name: kwargs[name] for name in ("transformer", "scheduler") if kwargs.get(name) is not None}
-        pipe = super().from_pretrained(folder, **{**kwargs, **dict.fromkeys(own)})
+        pipe = super().from_pretrained(folder, **with_dtype({**kwargs, **dict.fromkeys(own)}))
         pipe.register_modules(**own)
         return pipe
+
+
+def with_dtype(kwargs: dict[str, object]) -> dict[str, object]:
+    """Arguments with `dtype` by the name that the installed diffusers knows: before 0.40 it ignores this one."""
+    return {DTYPE_ARGUMENT if name == "dtype" else name: value for name, value in kwargs.items()}
 
 
 def model_files(name_or_path: str | os.PathLike, **hub_kwargs) -> FileSource:

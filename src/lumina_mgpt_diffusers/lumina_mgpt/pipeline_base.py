@@ -21,7 +21,7 @@ from .engine import Engine, is_compiled
 from .families import ModelFamily
 from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
 from .kv_cache import SlotCache
-from .loading import OriginalCheckpointMixin
+from .loading import OriginalCheckpointMixin, with_dtype
 from .lora import LuminaMGPTLoraLoaderMixin
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
@@ -112,7 +112,7 @@ class LuminaMGPTBasePipeline(
         components = {name: kwargs.get(name, component) for name, component in pipeline.components.items()}
         names = set(cls._get_signature_keys(cls)[0])
         if names != components.keys() or not kwargs.keys() <= names:
-            return super().from_pipe(pipeline, **kwargs)
+            return super().from_pipe(pipeline, **with_dtype(kwargs))
         # diffusers would cast what the pipelines share to float32.
         return cls(**components)
 

@@ -86,7 +86,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
             right, of the prompts, then of the negative prompts (None without), and the height and the width, which
             have to be passed on with the ids.
         """
-        height, width = self._default_size(height, width)
+        height, width = self.default_size(height, width)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sizes = self._sizes(height, width, len(prompts))
         prompt_token_ids, prompt_attention_mask = self._encode(prompts, sizes, max_sequence_length, device)
@@ -134,9 +134,12 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
             attention_mask[row, : len(ids)] = 1
         return token_ids, attention_mask
 
-    def _default_size(
-        self, height: int | list[int] | None, width: int | list[int] | None
+    def default_size(
+        self, height: int | list[int] | None, width: int | list[int] | None, latents: object = None
     ) -> tuple[int | list[int], int | list[int]]:
+        """The size that a call without one has: that of the given codes, else the scheduler's base size."""
+        if isinstance(latents, torch.Tensor) and latents.ndim == 3 and height is None and width is None:
+            height, width = (side * self.vae_scale_factor for side in latents.shape[1:])
         if height is None or width is None:
             if self.scheduler is None:
                 raise ValueError("`height` and `width` have to be given to a pipeline without a scheduler.")
@@ -267,7 +270,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
         call = self._prepare(every=None, **call_arguments(locals()))
 
         # 2. Sample the codes
-        (result,) = self._sample(call)
+        (result,) = self.sample(call)
 
         # 3. Decode the images
         output = self.finish(call, result.codes, result.log_probs)
@@ -296,7 +299,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
             ...     step.preview()[0].save(f"fox-{step.num_rows:02d}.png")
             ```
         """
-        return self._sample(self.prepare(*args, every=every, **kwargs))
+        return self.sample(self.prepare(*args, every=every, **kwargs))
 
     def finish(
         self, call: ImageCall, codes: Codes, log_probs: torch.Tensor | list[torch.Tensor] | None = None
@@ -331,11 +334,9 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
                 )
         if self.tokenizer is None and not (prompt is None and negative_prompt is None):
             raise ValueError("This pipeline has no tokenizer: pass `prompt_token_ids` instead of `prompt`.")
-        if isinstance(latents, torch.Tensor) and latents.ndim == 3 and height is None and width is None:
-            height, width = (side * self.vae_scale_factor for side in latents.shape[1:])
         sizes = [
             check_size(*size, self.scheduler.config.resolution, vocabulary)
-            for size in self._sizes(*self._default_size(height, width), num_prompts)
+            for size in self._sizes(*self.default_size(height, width, latents), num_prompts)
         ]
         max_sequence_length = check_integer("max_sequence_length", max_sequence_length, least=2)
         image_sizes = [size for size in sizes for _ in range(call.repeats)]

@@ -221,7 +221,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         call = self._prepare(every=None, **call_arguments(locals()))
 
         # 2. Sample the codes
-        (result,) = self._sample(call)
+        (result,) = self.sample(call)
 
         # 3. Decode the images
         output = self.finish(call, result.codes, result.log_probs)
@@ -242,7 +242,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
         """
-        return self._sample(self.prepare(*args, every=every, **kwargs))
+        return self.sample(self.prepare(*args, every=every, **kwargs))
 
     def _prepare(
         self,

@@ -176,7 +176,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
         call = self._prepare(every=None, **arguments)
 
         # 2. Sample the codes
-        (result,) = self._sample(call)
+        (result,) = self.sample(call)
 
         # 3. Decode the images
         output = self.finish(call, result.codes, result.log_probs, overlay)

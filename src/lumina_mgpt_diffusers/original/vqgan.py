@@ -211,10 +211,10 @@ def _read_model(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _from_diffusers(folder: Path, dtype: torch.dtype) -> VQModel:
-    vqvae, info = VQModel.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    vqvae, info = VQModel.from_pretrained(folder, output_loading_info=True)
     check_nothing_is_wrong(str(folder), *(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")))
     check_finite(str(folder), vqvae.state_dict().items())
-    return vqvae.eval()
+    return vqvae.to(dtype).eval()
 
 
 def _from_transformers(files: FileSource, dtype: torch.dtype) -> VQModel:
