@@ -9,7 +9,6 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging, replace_example_docstring
 
-from .engine import Engine
 from .noise import draw_key
 from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator, warn_once
 from .pipeline_output import LuminaMGPTPipelineOutput
@@ -19,6 +18,7 @@ from .scheduling_lumina_mgpt import DRAFT_INITS
 from .streaming import (
     Call,
     LuminaMGPTStreamOutput,
+    PreparedCall,
     arguments_of,
     call_arguments,
     sample_images,
@@ -288,7 +288,7 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
         """
         # 1. Sample the codes
         return_dict = check_flag("return_dict", return_dict)
-        (result,) = self._start(every=None, **call_arguments(locals()))
+        (result,) = sample_images(self, self._prepare(every=None, **call_arguments(locals())))
 
         # 2. Decode the images
         images = self.decode_images(result.codes, output_type)
@@ -318,10 +318,10 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             ...     step.preview()[0].save(f"fox-{step.num_rows:02d}.png")
             ```
         """
-        return self._start(**arguments_of(self.stream, *args, every=every, **kwargs))
+        return sample_images(self, self._prepare(**arguments_of(self.stream, *args, every=every, **kwargs)))
 
     @torch.no_grad()
-    def _start(
+    def _prepare(
         self,
         prompt: str | list[str] | None,
         negative_prompt: str | list[str] | None,
@@ -348,7 +348,7 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
         draft_init: str | None,
         return_log_probs: bool,
         every: int | None,
-    ) -> Iterator[LuminaMGPTStreamOutput]:
+    ) -> PreparedCall:
         # 1. Check the arguments and fill in the defaults
         self.check_components()
         vocabulary = self.image_vocabulary
@@ -422,30 +422,25 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             max(len(context) + vocabulary.num_tokens(*size) for context, size in zip(contexts, image_sizes))
         )
 
-        # 3. Sample the codes
-        grammar = Grammar(vocabulary, self.scheduler.config.resolution)
-        engine = Engine(
-            self.transformer, self.scheduler, grammar, self._execution_device, num_draft_tokens, draft_init
-        )
-        rows = [
-            engine.submit(
-                Request(
-                    context=context,
-                    settings=settings,
-                    key=draw_key(own_generator),
-                    unconditional_context=unconditional_context,
-                    size=size,
-                    is_image=True,
-                    codes=given,
-                    needs_log_probs=return_log_probs,
-                )
+        # 3. Prepare the sampling of the codes
+        requests = [
+            Request(
+                context=context,
+                settings=settings,
+                key=draw_key(own_generator),
+                unconditional_context=unconditional_context,
+                size=size,
+                is_image=True,
+                codes=given,
+                needs_log_probs=return_log_probs,
             )
             for context, unconditional_context, size, given, own_generator in zip(
                 contexts, unconditional_contexts, image_sizes, codes, start_generator(generator, len(contexts))
             )
         ]
-        self._last_call = call
-        return sample_images(self, call, engine, rows, callback_on_step_end, tensor_inputs, output_type, every)
+        grammar = Grammar(vocabulary, self.scheduler.config.resolution)
+        drafts, self._last_call = (num_draft_tokens, draft_init), call
+        return PreparedCall(requests, grammar, drafts, call, callback_on_step_end, tensor_inputs, output_type, every)
 
     def _given_codes(
         self, latents: object, sizes: Sequence[tuple[int, int]], num_codes: int

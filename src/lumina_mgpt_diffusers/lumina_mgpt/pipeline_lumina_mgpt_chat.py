@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
 import torch
 from diffusers.utils import replace_example_docstring
-from tokenizers.decoders import DecodeStream
 
+from .answer_reader import AnswerReader
 from .chat_messages import Turns, read_messages, split_batch
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
 from .engine import Engine
@@ -91,10 +92,9 @@ class Answers:
         with ExitStack() as turns:
             for conversation, before in zip(self.conversations, self.befores):
                 turns.enter_context(conversation.turn(before))
-            self._assign_generators()
+            self.draw_keys()
             kind = engine.cache_kind
             for request, conversation in zip(self.turns, self.conversations):
-                request.key = draw_key(conversation.generator)
                 request.cache, request.num_cached = conversation.take_cache(kind)
                 self.rows.append(engine.submit(request))
             try:
@@ -121,6 +121,12 @@ class Answers:
         for index, row in enumerate(self.rows):
             engine.stop(row)
             yield from ((index, piece) for piece in row.take_pieces())
+
+    def draw_keys(self) -> None:
+        """Give the requests the keys of their noise, from the generators of their conversations."""
+        self._assign_generators()
+        for request, conversation in zip(self.turns, self.conversations):
+            request.key = draw_key(conversation.generator)
 
     def _assign_generators(self) -> None:
         """Give the conversations the generators of the call, those without any a random one."""
@@ -264,6 +270,15 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             outputs = [output.to_tuple() for output in outputs]
         return outputs if is_batch else outputs[0]
 
+    def requests(self, *args, **kwargs) -> list[Request]:
+        """See [`LuminaMGPTBasePipeline.requests`]. Conversations cannot be gone on with: pass all their messages."""
+        arguments = arguments_of(self.stream, *args, **kwargs)
+        if arguments["conversation"] is not None:
+            raise ValueError("`conversation` has to be None for requests. Pass all messages of the conversation.")
+        answers, _ = self._start(**arguments)
+        answers.draw_keys()
+        return list(answers.turns)
+
     def stream(self, *args, **kwargs) -> Iterator[TextPart | ImagePart]:
         r"""
         Answer one conversation, to be read while the model writes.
@@ -405,26 +420,14 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
     def _to_parts(
         self, pieces: Iterable[SampledText | SampledImage], output_type: str
     ) -> Iterator[TextPart | ImagePart]:
-        text, held = DecodeStream(), []
-
-        def rest() -> Iterator[TextPart]:
-            nonlocal text
-            if held:  # bytes that are no whole character
-                yield TextPart(self.tokenizer.decode(held, clean_up_tokenization_spaces=False))
-            text = DecodeStream()
-            held.clear()
-
+        reader = self.answer_reader(output_type)
         for piece in pieces:
-            if isinstance(piece, SampledImage):
-                yield from rest()
-                yield self._to_image_part(piece, output_type)
-                continue
-            held += piece.ids
-            chunk = text.step(self.tokenizer.backend_tokenizer, piece.ids)
-            if chunk is not None:
-                held.clear()
-                yield TextPart(chunk)
-        yield from rest()
+            yield from reader.read(piece)
+        yield from reader.rest()
+
+    def answer_reader(self, output_type: str = "pil") -> AnswerReader:
+        """What turns the pieces that an engine samples of one answer into text and images, see [`AnswerReader`]."""
+        return AnswerReader(self.tokenizer, functools.partial(self._to_image_part, output_type=output_type))
 
     def _to_image_part(self, piece: SampledImage, output_type: str) -> ImagePart:
         image = None

@@ -10,7 +10,6 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 
-from .engine import Engine
 from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
 from .noise import draw_key
 from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator, warn_once
@@ -22,6 +21,7 @@ from .streaming import (
     Call,
     Codes,
     LuminaMGPTStreamOutput,
+    PreparedCall,
     arguments_of,
     call_arguments,
     sample_images,
@@ -236,7 +236,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         """
         # 1. Sample the codes
         return_dict = check_flag("return_dict", return_dict)
-        (result,) = self._start(every=None, **call_arguments(locals()))
+        (result,) = sample_images(self, self._prepare(every=None, **call_arguments(locals())))
 
         # 2. Decode the images
         images, arrays = self._decode(result.codes, find_task(task), output_type)
@@ -260,10 +260,10 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
         """
-        return self._start(**arguments_of(self.stream, *args, every=every, **kwargs))
+        return sample_images(self, self._prepare(**arguments_of(self.stream, *args, every=every, **kwargs)))
 
     @torch.no_grad()
-    def _start(
+    def _prepare(
         self,
         prompt: str | list[str] | None,
         image: object,
@@ -289,7 +289,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         draft_init: str | None,
         return_log_probs: bool,
         every: int | None,
-    ) -> Iterator[LuminaMGPTStreamOutput]:
+    ) -> PreparedCall:
         # 1. Check the arguments and fill in the defaults
         self.check_components()
         task = find_task(task)
@@ -369,34 +369,25 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
             max(len(context) + vocabulary.num_tokens(*wanted) for context, wanted in zip(contexts, sizes))
         )
 
-        # 3. Sample the codes
-        engine = Engine(
-            self.transformer,
-            self.scheduler,
-            Grammar(vocabulary, self.scheduler.config.resolution),
-            self._execution_device,
-            num_draft_tokens,
-            draft_init,
-        )
+        # 3. Prepare the sampling of the codes
         generators = iter(start_generator(generator, len(contexts) * repeats))
-        rows = [
-            engine.submit(
-                Request(
-                    context=context,
-                    settings=settings,
-                    key=draw_key(next(generators)),
-                    unconditional_context=unconditional_context,
-                    size=wanted if size is None else None,
-                    is_image=True,
-                    needs_log_probs=return_log_probs,
-                )
+        requests = [
+            Request(
+                context=context,
+                settings=settings,
+                key=draw_key(next(generators)),
+                unconditional_context=unconditional_context,
+                size=wanted if size is None else None,
+                is_image=True,
+                needs_log_probs=return_log_probs,
             )
             for context, unconditional_context, wanted in zip(contexts, unconditional_contexts, sizes)
             for _ in range(repeats)
         ]
-        call = Call(guidance_scale=settings.guidance_scale)
-        self._last_call = call
-        return sample_images(self, call, engine, rows, callback_on_step_end, tensor_inputs, output_type, every)
+        grammar = Grammar(vocabulary, self.scheduler.config.resolution)
+        drafts = (num_draft_tokens, draft_init)
+        call = self._last_call = Call(guidance_scale=settings.guidance_scale)
+        return PreparedCall(requests, grammar, drafts, call, callback_on_step_end, tensor_inputs, output_type, every)
 
     def _decode(
         self, codes: Codes, task: Task, output_type: str

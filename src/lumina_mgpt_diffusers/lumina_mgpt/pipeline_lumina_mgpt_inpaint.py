@@ -26,7 +26,14 @@ from .image_encoding import (
 from .pipeline_base import warn_once
 from .pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .pipeline_output import LuminaMGPTPipelineOutput
-from .streaming import LuminaMGPTStreamOutput, call_arguments, stack_same, stream_signature
+from .streaming import (
+    LuminaMGPTStreamOutput,
+    PreparedCall,
+    call_arguments,
+    sample_images,
+    stack_same,
+    stream_signature,
+)
 from .unirep import nearest_size
 from .validation import check_choice, check_codes, check_number
 
@@ -175,7 +182,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
         prompt, image, mask_image = self._load_inputs(prompt, image, mask_image)
         arguments = call_arguments(locals())
         del arguments["overlay"]
-        (result,) = self._start(every=None, is_loaded=True, **arguments)
+        (result,) = sample_images(self, self._prepare(every=None, is_loaded=True, **arguments))
 
         # 2. Decode the images
         images = self.decode_images(result.codes, output_type if not overlay else "pt")
@@ -204,7 +211,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
         return super().stream(*args, every=every, **kwargs)
 
     @torch.no_grad()
-    def _start(
+    def _prepare(
         self,
         prompt: str | list[str] | None,
         image: object,
@@ -214,7 +221,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
         strength: float | None,
         is_loaded: bool = False,
         **arguments: object,
-    ) -> Iterator[LuminaMGPTStreamOutput]:
+    ) -> PreparedCall:
         self.check_components()
         loaded = (prompt, image, mask_image)
         prompt, images, masks = loaded if is_loaded else self._load_inputs(*loaded)
@@ -224,7 +231,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
                 "`strength` does not apply to Lumina-mGPT: codes are kept or sampled anew. The value is ignored."
             )
         heights, widths = zip(*map(self._nearest_size, images))
-        return super()._start(
+        return super()._prepare(
             prompt=prompt,
             height=list(heights) if height is None else height,
             width=list(widths) if width is None else width,

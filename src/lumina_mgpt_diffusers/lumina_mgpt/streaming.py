@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 
 from .engine import Engine
+from .request import Grammar, Request
 from .row import Row
 from .validation import check_callback_outputs, check_guidance_scale
 
@@ -76,32 +77,46 @@ class LuminaMGPTStreamOutput:
         return self.pipe.decode_images(self.codes, output_type or self.output_type)
 
 
-@torch.no_grad()
-def sample_images(
-    pipe: LuminaMGPTBasePipeline,
-    call: Call,
-    engine: Engine,
-    rows: Sequence[Row],
-    callback: Callable | None,
-    callback_tensor_inputs: Sequence[str],
-    output_type: str,
-    every: int | None,
-) -> Iterator[LuminaMGPTStreamOutput]:
+@dataclass
+class PreparedCall:
     """
-    Run an engine until the images of its rows are finished.
+    A call whose arguments are checked and encoded.
 
     Args:
-        pipe ([`LuminaMGPTBasePipeline`]): The pipeline.
+        requests (`list[Request]`): What an engine has to sample, one for each image.
+        grammar ([`Grammar`]): Which token may follow.
+        drafts (`tuple`): The `num_draft_tokens` and the `draft_init` of the call.
         call ([`Call`]): What its callback may change.
-        engine ([`Engine`]): The engine, with these rows in it.
-        rows (`list[Row]`): The images.
         callback (`Callable`, *optional*), callback_tensor_inputs (`list[str]`): See [`LuminaMGPTPipeline.__call__`].
         output_type (`str`): As in the call.
         every (`int`, *optional*): Yield after so many rows of codes.
+    """
+
+    requests: list[Request]
+    grammar: Grammar
+    drafts: tuple[int | str | None, str | None]
+    call: Call
+    callback: Callable | None
+    callback_tensor_inputs: Sequence[str]
+    output_type: str
+    every: int | None
+
+
+@torch.no_grad()
+def sample_images(pipe: LuminaMGPTBasePipeline, prepared: PreparedCall) -> Iterator[LuminaMGPTStreamOutput]:
+    """
+    Run an engine until the images of a call are finished.
+
+    Args:
+        pipe ([`LuminaMGPTBasePipeline`]): The pipeline.
+        prepared ([`PreparedCall`]): The call.
 
     Yields:
         [`LuminaMGPTStreamOutput`]: After every so many rows, if `every` is not None, and once at the end.
     """
+    call, callback, every = prepared.call, prepared.callback, prepared.every
+    engine = Engine(pipe.transformer, pipe.scheduler, prepared.grammar, pipe._execution_device, *prepared.drafts)
+    rows = [engine.submit(request) for request in prepared.requests]
     try:
         pipe.lend_cache(engine)
         num_rows = _num_rows(rows)
@@ -118,14 +133,14 @@ def sample_images(
                 if all(row.num_codes for row in rows):
                     call.num_timesteps = progress_bar.total = max(row.num_codes for row in rows)
                     if callback is not None:
-                        _run_callback(pipe, call, engine, rows, callback, callback_tensor_inputs)
+                        _run_callback(pipe, call, engine, rows, callback, prepared.callback_tensor_inputs)
                 progress_bar.update(max(_num_final(rows, call) - progress_bar.n, 0))
                 if every is not None and not engine.is_idle and _num_rows(rows) >= num_rows + every:
                     num_rows = _num_rows(rows)
-                    yield LuminaMGPTStreamOutput(_codes(engine, rows), num_rows, pipe, output_type)
+                    yield LuminaMGPTStreamOutput(_codes(engine, rows), num_rows, pipe, prepared.output_type)
         engine.read()
         result = LuminaMGPTStreamOutput(
-            _codes(engine, rows), _num_rows(rows), pipe, output_type, _log_probs(engine, rows)
+            _codes(engine, rows), _num_rows(rows), pipe, prepared.output_type, _log_probs(engine, rows)
         )
         pipe.keep_cache(engine)
         del engine  # and its KV cache, before the VQ model needs memory
