@@ -76,7 +76,7 @@ def call_for(index: int, photo: PIL.Image.Image) -> tuple[type, str, dict]:
 
 def test_images_are_those_of_plain_calls(host, trained_pipe, photo):
     jobs = []
-    for index in range(12):
+    for index in range(7):
         pipeline_class, kind, arguments = call_for(index % 6, photo)
         jobs.append(host.start(kind, every=1, generator=seeded(index), **arguments))
     for index, job in enumerate(jobs):
@@ -160,7 +160,8 @@ def test_an_error_of_a_call_is_its_own(host):
 def test_a_cancelled_call_frees_its_rows(host, gate):
     jobs = [host.start("text_to_image", prompt="a cat", height=96, width=96) for _ in range(6)]
     kept = host.start("text_to_image", prompt="a cat", height=32, width=32, generator=seeded(0))
-    jobs[0].cancel()
+    jobs[0].cancel()  # perhaps before its arguments are read
+    host.run(int).result()  # the others have been read
     for job in jobs[1:]:
         job.cancel()
     gate.set()
@@ -273,7 +274,7 @@ def test_logits_that_are_no_numbers_fail_their_row_alone(trained_pipe, monkeypat
             bad = host.start("text_to_image", every=1, generator=seeded(1), **arguments)
             next(iter(bad_events := iter(bad)))
             poisoned.set()
-            with pytest.raises(ValueError, match="not finite"):
+            with pytest.raises(StepError, match="not finite"):
                 list(bad_events)
             next_one = host.start("text_to_image", height=32, width=32, prompt="a dog", generator=seeded(2)).codes()
             images = [event.piece.codes for event in events if isinstance(event, Sampled)]
@@ -282,6 +283,15 @@ def test_logits_that_are_no_numbers_fail_their_row_alone(trained_pipe, monkeypat
     for codes, seed, own in ((images[0], 0, arguments), (next_one[0], 2, {"prompt": "a dog", "height": 32})):
         expected = trained_pipe(generator=seeded(seed), output_type="latent", **{"width": 32, **own}).images[0]
         assert torch.equal(codes, expected)
+
+
+def test_a_sequence_may_only_be_so_long(trained_pipe):
+    with EngineHost(trained_pipe, max_length=60) as host:
+        with pytest.raises(ValueError, match="60 tokens"):
+            host.start("text_to_image", prompt="a cat", height=96, width=96).codes()
+        with pytest.raises(ValueError, match="60 tokens"):
+            host.start("chat", messages="Hello", max_new_tokens=59).codes()
+        assert host.start("text_to_image", prompt="", height=32, width=32).codes()
 
 
 def test_offloading_is_refused(trained_pipe):

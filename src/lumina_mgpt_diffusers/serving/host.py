@@ -75,6 +75,8 @@ class EngineHost:
         max_slots (`int`, defaults to 32):
             Most rows of the KV cache. An answer takes one, with guidance two. See `lumina-mgpt memory`.
         max_waiting (`int`, defaults to 64): Most answers that wait for a place in the batch.
+        max_length (`int`, *optional*):
+            Most tokens of a prompt and its answer. What an answer may come to counts, not what it comes to.
         num_draft_tokens (`int` or `"auto"`, *optional*), draft_init (`str`, *optional*):
             See [`LuminaMGPTScheduler`], whose configuration is the default. Those of calls are ignored: the batch has
             one of each, and they decide the speed alone.
@@ -93,6 +95,7 @@ class EngineHost:
         pipe: LuminaMGPTBasePipeline,
         max_slots: int = 32,
         max_waiting: int = 64,
+        max_length: int | None = None,
         num_draft_tokens: int | str | None = None,
         draft_init: str | None = None,
     ) -> None:
@@ -101,6 +104,7 @@ class EngineHost:
             raise ValueError("`pipe` has to be without offloading, whose hooks move models while others use them.")
         self.max_slots = check_integer("max_slots", max_slots, least=2)
         self.max_waiting = check_integer("max_waiting", max_waiting, least=1)
+        self.max_length = None if max_length is None else check_integer("max_length", max_length, least=1)
         self.device = pipe._execution_device
         self.pipelines = {kind: own.from_pipe(pipe) for kind, own in PIPELINES.items()}
         for own in self.pipelines.values():
@@ -215,9 +219,22 @@ class EngineHost:
         if not job.is_done:
             try:
                 requests = self.pipelines[kind].requests(**arguments)
+                self._check_length(requests)
             except Exception as error:
                 job.fail(error)
         self._tell(functools.partial(self._admit, job, requests))
+
+    def _check_length(self, requests: list[Request]) -> None:
+        side = self.pipe.scheduler.config.resolution
+        for request in requests:
+            size = (side, side) if request.size is None else request.size
+            length = len(request.context)
+            length += self.pipe.image_vocabulary.num_tokens(*size) if request.is_image else request.max_new_tokens
+            if self.max_length is not None and length > self.max_length:
+                raise ValueError(
+                    f"Prompt and answer have to come to at most {self.max_length} tokens together, but these may come"
+                    f" to {length}, of which {len(request.context)} are the prompt."
+                )
 
     # Between threads
 
@@ -275,7 +292,9 @@ class EngineHost:
 
     def _admit(self, job: Job, requests: list[Request]) -> None:
         if job.is_done:
-            self._release(job, self._held.get(job, 0))
+            held = self._held.get(job, 0)
+            self.num_cancelled += held if job.is_cancelled else 0
+            self._release(job, held)
             return
         with self._changed:
             self._held[job] = len(requests)
@@ -321,7 +340,7 @@ class EngineHost:
         for entry in list(self._entries):
             job, row = entry.job, entry.row
             if row.error is not None:
-                job.fail(row.error)
+                job.fail(StepError(str(row.error)))
                 self.num_failed += self._remove(job)  # the other answers of the call too
             elif not job.is_done:
                 self._publish_row(entry)

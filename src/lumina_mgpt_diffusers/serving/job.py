@@ -111,10 +111,19 @@ class Job:
     def is_done(self) -> bool:
         return self._is_done
 
-    def cancel(self) -> None:
-        """Let the call go. Its rows are free before the next step of the engine."""
+    @property
+    def is_cancelled(self) -> bool:
+        return isinstance(self._error, CancelledError)
+
+    def cancel(self, error: BaseException | None = None) -> None:
+        """
+        Let the call go. Its rows are free before the next step of the engine.
+
+        Args:
+            error (`BaseException`, *optional*): What its reader is told, by default that it was cancelled.
+        """
         if not self._is_done:
-            self.fail(CancelledError())
+            self.fail(CancelledError() if error is None else error)
             self._cancel(self)
 
     def __iter__(self) -> Iterator[Event]:
