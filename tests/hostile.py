@@ -3,6 +3,7 @@
 
 import json
 import random
+import zlib
 from collections.abc import Iterator
 
 from serving_helpers import photo, to_png, to_url
@@ -51,9 +52,10 @@ FILES = [
 
 
 def bomb() -> bytes:
-    """A small PNG that says it is of 60,000 by 60,000 pixels."""
+    """A small PNG that says it is of 9,000 by 9,000 pixels."""
     png = bytearray(to_png(photo()))
-    png[16:24] = (60_000).to_bytes(4, "big") * 2
+    png[16:24] = (9_000).to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
     return bytes(png)
 
 
@@ -163,8 +165,6 @@ RAW = [
     b"POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
     b"POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200,
-    b"GET /v1/models HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: AAAA\r\nSec-WebSocket-Version: 13\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nA: \xff\xfe\x00\r\n\r\n",
 ]
 """Bytes that are hardly HTTP."""

@@ -57,7 +57,7 @@ def test_images_are_those_of_a_plain_call(client, trained_pipe):
         model="tiny", prompt="a cat", n=2, size="64x96", extra_body={"seed": 5, "top_k": 50, "guidance_scale": 3}
     )
     expected = trained_pipe(
-        "a cat", height=96, width=64, num_images_per_prompt=2, generator=seeded(5), top_k=50, guidance_scale=3.0
+        ["a cat"] * 2, height=96, width=64, generator=[seeded(5), seeded(6)], top_k=50, guidance_scale=3.0
     ).images
     images = [from_base64(one.b64_json) for one in answer.data]
     assert all(map(same, images, expected)) and len(images) == 2
@@ -65,7 +65,7 @@ def test_images_are_those_of_a_plain_call(client, trained_pipe):
         answer.usage.output_tokens == 2 * trained_pipe.image_vocabulary.num_tokens(96, 64) and answer.size == "64x96"
     )
     settings = json.loads(images[1].text["parameters"])
-    assert (settings["prompt"], settings["seed"], settings["index"], settings["top_k"]) == ("a cat", 5, 1, 50)
+    assert (settings["prompt"], settings["seed"], settings["top_k"]) == ("a cat", 6, 50)
     assert settings["sampler"]["resolution"] == 96
 
 

@@ -18,9 +18,9 @@ example:
   curl http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' \\
     -d '{{"prompt": "a red fox in the snow", "size": "768x768", "seed": 0}}'
 
-Clients of OpenAI work with the address http://127.0.0.1:8000/v1 as base URL. The key that they have to know, if any, is
-that of `--api_key_file` or else of the variable {API_KEY_VARIABLE}. SIGTERM ends the server when what runs is finished.
-It needs the extra `serve`.
+Clients of OpenAI work with the address http://127.0.0.1:8000/v1 as base URL. The key that they have to know, if any,
+is that of `--api_key_file` or else of the variable {API_KEY_VARIABLE}. SIGTERM ends the server when what runs is
+finished. It needs the extra `serve`.
 """
 
 

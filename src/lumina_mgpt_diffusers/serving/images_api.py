@@ -47,7 +47,7 @@ class ImageCall:
         request ([`ImageFields`]): What was asked for.
         kind (`str`): `"image_generation"` or `"image_edit"`, the name of its events.
         job ([`Job`]): The job.
-        settings (`dict`): What the metadata of the images say.
+        settings (`dict`): What the metadata of the images say. The seed is that of the first; each has its own.
     """
 
     service: Service
@@ -105,7 +105,7 @@ class ImageCall:
             "background": "opaque",
             "output_format": self.request.output_format,
             "image_index": event.index,
-            "seed": self.settings["seed"],
+            "seed": self.settings["seed"] + event.index,
             **more,
         }
         return sse(data, kind)
@@ -114,7 +114,7 @@ class ImageCall:
         """The image of codes as base64 of a file, and its size."""
         image = await asyncio.wrap_future(self.service.host.decode(codes))
         self.settings["size"] = f"{image.width}x{image.height}"
-        data = await asyncio.to_thread(self._to_file, image, {**self.settings, "index": index})
+        data = await asyncio.to_thread(self._to_file, image, {**self.settings, "seed": self.settings["seed"] + index})
         return base64.b64encode(data).decode(), self.settings["size"]
 
     def _to_file(self, image: PIL.Image.Image, settings: dict[str, Any]) -> bytes:
@@ -238,7 +238,7 @@ async def _run(
         num_answers=fields.n,
         every=1 if fields.stream else None,
         num_images_per_prompt=fields.n,
-        generator=torch.Generator().manual_seed(seed),
+        generator=[torch.Generator().manual_seed(seed + index) for index in range(fields.n)],
         **arguments,
         **own,
     )
