@@ -216,7 +216,7 @@ def test_a_script_for_other_pipelines_runs(random_pipe, pipe, tmp_path):
         ({"image": torch.full((6, 6), 9000)}, r"`image\[0\]` holds VQ codes that are no image"),
         ({"height": 50}, "divisible by 32 but are 50 and 96"),
         ({"strength": 2}, "`strength` has to be"),
-        ({"overlay": 1}, "`overlay` has to be one of"),
+        ({"overlay": 1}, "`overlay` has to be True or False"),
         ({"overlay": True}, "`overlay` has to be False"),
         ({"guidance_scale": -1}, "`guidance_scale` has to be"),
         ({"generator": [torch.Generator()] * 3}, "list of generators of length 3"),

@@ -9,7 +9,7 @@ import torch
 from conftest import CHECKPOINT, FIXTURES, VQGAN
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTPipelineOutput
-from lumina_mgpt_diffusers.lumina_mgpt import pipeline_lumina_mgpt
+from lumina_mgpt_diffusers.lumina_mgpt import pipeline_base
 
 
 PROMPT = "A red fox in the snow."
@@ -240,7 +240,7 @@ def test_bad_arguments_raise_before_the_model_runs(random_pipe, count_forwards, 
 
 @pytest.fixture
 def log(caplog):
-    pipeline_lumina_mgpt.warn_once.cache_clear()
+    pipeline_base.warn_once.cache_clear()
     return caplog
 
 

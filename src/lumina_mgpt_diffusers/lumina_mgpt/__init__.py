@@ -1,6 +1,7 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """What a saved Lumina-mGPT pipeline names. Registered as `diffusers.pipelines.lumina_mgpt`."""
 
+from .calls import LuminaMGPTStreamOutput
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
 from .pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .pipeline_lumina_mgpt_chat import LuminaMGPTChatPipeline
@@ -13,7 +14,6 @@ from .pipeline_output import (
 )
 from .prompts import TASKS, Task, multiview_prompt
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
-from .streaming import LuminaMGPTStreamOutput
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
 from .visual_results import contact_sheet, find_palette, read_depth, read_labels, read_normals
 

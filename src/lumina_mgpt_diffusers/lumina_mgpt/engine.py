@@ -87,6 +87,7 @@ class Engine:
         if self.num_draft_tokens != 0:
             self._drafts = Drafts(scheduler, config.draft_init if draft_init is None else draft_init, self._batch)
         self._text_scheduler = LuminaMGPTScheduler()
+        self._choosers: list[tuple[Row, SamplerSettings, tuple]] = []
         # Whether rows are finished, and whether others need other slots than they have.
         self._is_stale = self._is_changed = False
         # Steps that the host does not know the result of, each with its window.
@@ -337,11 +338,8 @@ class Engine:
     def _commit_tokens(self, window: int, logits: torch.Tensor, is_finite: torch.BoolTensor) -> torch.LongTensor:
         """The next token of each row in text."""
         rows, batch, texts = self._batch.texts, self._batch, self._batch.text_index
-        allowed = torch.zeros(len(rows), logits.shape[-1], dtype=torch.bool, device=self.device)
-        for index, row in enumerate(rows):
-            allowed[index, row.allowed_ids().to(self.device)] = True
-        logits = logits.masked_fill(~allowed, -torch.inf)[:, None]
-        places = SamplingPlaces([row.token_settings() for row in rows], self.device)
+        forbidden, places = self._choices(logits.shape[-1])
+        logits = logits.masked_fill(forbidden, -torch.inf)[:, None]
         # The next token, or the last one that is fed where more are known than the forward takes.
         position = batch.upload([row.num_fed + min(row.run(), window - 1) + 1 for row in rows])
         is_new = batch.upload([int(row.run() < window) for row in rows]).bool()
@@ -356,6 +354,18 @@ class Engine:
         batch.symbols[texts, position] = (tokens + batch.num_codes).where(is_new, before)
         batch.fed[texts] = position
         return tokens
+
+    def _choices(self, num_ids: int) -> tuple[torch.BoolTensor, SamplingPlaces]:
+        """What the rows in text may not choose, and how they choose: the same for many tokens on end."""
+        rows = self._batch.texts
+        choosers = [(row, row.token_settings(), row.chooses_from) for row in rows]
+        if choosers != self._choosers:
+            forbidden = torch.ones(len(rows), num_ids, dtype=torch.bool, device=self.device)
+            for index, row in enumerate(rows):
+                forbidden[index, row.allowed_ids().to(self.device)] = False
+            self._choosers = choosers
+            self._chosen_by = forbidden, SamplingPlaces([settings for _, settings, _ in choosers], self.device)
+        return self._chosen_by
 
     # What the host learns
 

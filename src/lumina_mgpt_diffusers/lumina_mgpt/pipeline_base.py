@@ -15,15 +15,14 @@ from diffusers.utils import logging
 from transformers import PreTrainedTokenizerFast
 
 from ..repository import PortableSavingMixin
+from .calls import CURRENT_CALL, Call, Codes
 from .components import check_fit, check_loaded_vqvae, with_base_size
 from .engine import Engine, is_compiled
 from .image_encoding import ImageInput, encode_images, load_images
 from .kv_cache import SlotCache
 from .loading import OriginalCheckpointMixin
 from .lora import LuminaMGPTLoraLoaderMixin
-from .request import Request
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
-from .streaming import CURRENT_CALL, Call, Codes, arguments_of
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
 from .unirep import GRID_SIZE, ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
 
@@ -196,20 +195,6 @@ class LuminaMGPTBasePipeline(
                 f"The sequence is longer than the {trained} tokens (`max_position_embeddings`) that the model was"
                 " trained on. It works on, but may lose the thread."
             )
-
-    def requests(self, *args, **kwargs) -> list[Request]:
-        """
-        What a call would have an engine sample, for an [`~engine.Engine`] of your own.
-
-        The arguments are those of `stream`; they are checked and encoded, and the images that they name.
-
-        Returns:
-            `list[Request]`: One for each image, or for each answer of a chat, in the order of the call's output.
-
-        Raises:
-            `ValueError`: If an argument is wrong.
-        """
-        return self._prepare(**arguments_of(self.stream, *args, **kwargs)).requests
 
     def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
         """

@@ -9,33 +9,11 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging, replace_example_docstring
 
-from .noise import draw_key
-from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator, warn_once
+from .calls import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stream_signature
+from .pipeline_images import LuminaMGPTImagePipeline
 from .pipeline_output import LuminaMGPTPipelineOutput
 from .prompts import encode_conversation, text_to_image_prompt, unpad
-from .request import Grammar, Request
-from .scheduling_lumina_mgpt import DRAFT_INITS
-from .streaming import (
-    Call,
-    LuminaMGPTStreamOutput,
-    PreparedCall,
-    arguments_of,
-    call_arguments,
-    sample_images,
-    stream_signature,
-)
-from .validation import (
-    MAX_IMAGES_PER_PROMPT,
-    check_callback,
-    check_choice,
-    check_flag,
-    check_generator,
-    check_integer,
-    check_latents,
-    check_num_draft_tokens,
-    check_prompts,
-    check_size,
-)
+from .validation import check_flag, check_integer, check_latents, check_prompts, check_size
 
 
 logger = logging.get_logger(__name__)
@@ -55,7 +33,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
+class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
     r"""
     Pipeline for text-to-image generation with Lumina-mGPT (https://huggingface.co/papers/2408.02657).
 
@@ -72,8 +50,6 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
         scheduler ([`LuminaMGPTScheduler`]):
             The sampler and its settings.
     """
-
-    _callback_tensor_inputs = ["latents"]
 
     def encode_prompt(
         self,
@@ -286,17 +262,19 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
         Raises:
             `ValueError`: If an argument is wrong, before any model runs.
         """
-        # 1. Sample the codes
         return_dict = check_flag("return_dict", return_dict)
-        (result,) = sample_images(self, self._prepare(every=None, **call_arguments(locals())))
+        # 1. Check the arguments and encode the prompts
+        call = self._prepare(every=None, **call_arguments(locals()))
 
-        # 2. Decode the images
-        images = self.decode_images(result.codes, output_type)
+        # 2. Sample the codes
+        (result,) = self._sample(call)
+
+        # 3. Decode the images
+        output = self.finish(call, result.codes, result.log_probs)
         self.maybe_free_model_hooks()
-
         if not return_dict:
-            return (images, result.log_probs) if return_log_probs else (images,)
-        return LuminaMGPTPipelineOutput(images=images, log_probs=result.log_probs)
+            return (output.images, output.log_probs) if return_log_probs else (output.images,)
+        return output
 
     def stream(self, *args, every: int | None = 1, **kwargs) -> Iterator[LuminaMGPTStreamOutput]:
         r"""
@@ -318,94 +296,54 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             ...     step.preview()[0].save(f"fox-{step.num_rows:02d}.png")
             ```
         """
-        return sample_images(self, self._prepare(**arguments_of(self.stream, *args, every=every, **kwargs)))
+        return self._sample(self.prepare(*args, every=every, **kwargs))
 
-    @torch.no_grad()
-    def _prepare(
+    def finish(
+        self, call: ImageCall, codes: Codes, log_probs: torch.Tensor | list[torch.Tensor] | None = None
+    ) -> LuminaMGPTPipelineOutput:
+        """Make the output of a call of the codes that were sampled for it."""
+        return LuminaMGPTPipelineOutput(images=self.decode_images(codes, call.output_type), log_probs=log_probs)
+
+    def _ask(
         self,
+        call: ImageCall,
         prompt: str | list[str] | None,
         negative_prompt: str | list[str] | None,
         height: int | list[int] | None,
         width: int | list[int] | None,
-        num_inference_steps: int | None,
-        guidance_scale: float | None,
-        num_images_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.LongTensor | list[torch.LongTensor] | None,
-        prompt_token_ids: torch.LongTensor | None,
-        prompt_attention_mask: torch.LongTensor | None,
-        negative_prompt_token_ids: torch.LongTensor | None,
-        negative_prompt_attention_mask: torch.LongTensor | None,
-        temperature: float | None,
-        top_k: int | None,
-        output_type: str,
-        callback_on_step_end: Callable | None,
-        callback_on_step_end_tensor_inputs: list[str],
         max_sequence_length: int,
-        top_p: float | None,
-        min_p: float | None,
-        num_draft_tokens: int | str | None,
-        draft_init: str | None,
-        return_log_probs: bool,
-        every: int | None,
-    ) -> PreparedCall:
+        prompt_token_ids: torch.LongTensor | None = None,
+        prompt_attention_mask: torch.LongTensor | None = None,
+        negative_prompt_token_ids: torch.LongTensor | None = None,
+        negative_prompt_attention_mask: torch.LongTensor | None = None,
+    ) -> None:
         # 1. Check the arguments and fill in the defaults
-        self.check_components()
-        vocabulary = self.image_vocabulary
-        num_prompts = check_prompts(
-            "prompt", prompt, prompt_token_ids, prompt_attention_mask, self.transformer.config.vocab_size
-        )
+        vocabulary, vocab_size = self.image_vocabulary, self.transformer.config.vocab_size
+        num_prompts = check_prompts("prompt", prompt, prompt_token_ids, prompt_attention_mask, vocab_size)
+        call.check_number(num_prompts)
         if negative_prompt is not None or negative_prompt_token_ids is not None:
-            num_negatives = check_prompts(
-                "negative_prompt",
-                negative_prompt,
-                negative_prompt_token_ids,
-                negative_prompt_attention_mask,
-                self.transformer.config.vocab_size,
-            )
+            negative = (negative_prompt, negative_prompt_token_ids, negative_prompt_attention_mask)
+            num_negatives = check_prompts("negative_prompt", *negative, vocab_size)
             if not isinstance(negative_prompt, str) and num_negatives != num_prompts:
                 raise ValueError(
                     f"There are {num_prompts} prompts but {num_negatives} negative prompts in `negative_prompt`."
                 )
         if self.tokenizer is None and not (prompt is None and negative_prompt is None):
             raise ValueError("This pipeline has no tokenizer: pass `prompt_token_ids` instead of `prompt`.")
-        repeats = check_integer("num_images_per_prompt", num_images_per_prompt, least=1, most=MAX_IMAGES_PER_PROMPT)
         if isinstance(latents, torch.Tensor) and latents.ndim == 3 and height is None and width is None:
             height, width = (side * self.vae_scale_factor for side in latents.shape[1:])
         sizes = [
             check_size(*size, self.scheduler.config.resolution, vocabulary.max_side)
             for size in self._sizes(*self._default_size(height, width), num_prompts)
         ]
-        settings = self.scheduler.settings(
-            guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
-        )
-        if num_draft_tokens is not None:
-            num_draft_tokens = check_num_draft_tokens(num_draft_tokens)
-        if draft_init is not None:
-            check_choice("draft_init", draft_init, DRAFT_INITS)
         max_sequence_length = check_integer("max_sequence_length", max_sequence_length, least=2)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
-        return_log_probs = check_flag("return_log_probs", return_log_probs)
-        generator = check_generator(generator, num_prompts * repeats)
-        tensor_inputs = check_callback(
-            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
-        )
-        if num_inference_steps is not None:
-            check_integer("num_inference_steps", num_inference_steps, least=1)
-        if every is not None:
-            every = check_integer("every", every, least=1)
-        image_sizes = [size for size in sizes for _ in range(repeats)]
+        image_sizes = [size for size in sizes for _ in range(call.repeats)]
         # Last of the checks, since a pipeline over this one encodes images here.
         codes = self._given_codes(latents, image_sizes, vocabulary.num_codes)
-        call = Call(settings.guidance_scale, num_timesteps=max(one.numel() for one in codes))
+        call.num_timesteps = max(one.numel() for one in codes)
         for size in dict.fromkeys(sizes):
             self._warn_of_size(*size)
-        if num_inference_steps not in (None, call.num_timesteps):
-            warn_once(
-                "`num_inference_steps` does not apply to Lumina-mGPT, which samples one code for every"
-                f" {self.vae_scale_factor}x{self.vae_scale_factor} pixels: the number of steps follows from the size."
-                " The value is ignored."
-            )
 
         # 2. Encode the prompts
         if prompt is not None:
@@ -414,33 +352,15 @@ class LuminaMGPTPipeline(LuminaMGPTBasePipeline):
             prompt_token_ids, prompt_attention_mask, *negatives = encoded[:4]
             if negative_prompt is not None:
                 negative_prompt_token_ids, negative_prompt_attention_mask = negatives
-        contexts = unpad(prompt_token_ids, prompt_attention_mask, repeats)
+        contexts = unpad(prompt_token_ids, prompt_attention_mask, call.repeats)
         unconditional_contexts = [[] for _ in contexts]
         if negative_prompt_token_ids is not None:
-            unconditional_contexts = unpad(negative_prompt_token_ids, negative_prompt_attention_mask, repeats)
+            unconditional_contexts = unpad(negative_prompt_token_ids, negative_prompt_attention_mask, call.repeats)
         self._warn_of_length(
             max(len(context) + vocabulary.num_tokens(*size) for context, size in zip(contexts, image_sizes))
         )
-
-        # 3. Prepare the sampling of the codes
-        requests = [
-            Request(
-                context=context,
-                settings=settings,
-                key=draw_key(own_generator),
-                unconditional_context=unconditional_context,
-                size=size,
-                is_image=True,
-                codes=given,
-                needs_log_probs=return_log_probs,
-            )
-            for context, unconditional_context, size, given, own_generator in zip(
-                contexts, unconditional_contexts, image_sizes, codes, start_generator(generator, len(contexts))
-            )
-        ]
-        grammar = Grammar(vocabulary, self.scheduler.config.resolution)
-        drafts, self._last_call = (num_draft_tokens, draft_init), call
-        return PreparedCall(requests, grammar, drafts, call, callback_on_step_end, tensor_inputs, output_type, every)
+        for own in zip(contexts, unconditional_contexts, image_sizes, codes):
+            call.add(*own)
 
     def _given_codes(
         self, latents: object, sizes: Sequence[tuple[int, int]], num_codes: int

@@ -10,6 +10,7 @@ import torch
 from diffusers.utils import replace_example_docstring
 
 from .answer_reader import AnswerReader
+from .calls import Call, arguments_of, call_arguments, stream_signature
 from .chat_messages import Turns, read_messages, split_batch
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
 from .engine import Engine
@@ -19,16 +20,14 @@ from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline
 from .pipeline_output import LuminaMGPTChatPipelineOutput
 from .request import Grammar, Request
 from .row import Row, SampledImage, SampledText
-from .scheduling_lumina_mgpt import DRAFT_INITS
-from .streaming import Call, arguments_of, call_arguments, stream_signature
 from .validation import (
     check_choice,
     check_codes,
     check_crop_generator,
+    check_drafts,
     check_flag,
     check_generator,
     check_integer,
-    check_num_draft_tokens,
     check_size,
     shown,
 )
@@ -64,7 +63,7 @@ class Answers:
         pipe ([`LuminaMGPTChatPipeline`]): The pipeline.
         call ([`Call`]): Says when to stop.
         engine ([`Engine`]): The engine.
-        turns (`list[Request]`): What is to be answered, without the keys of their noise.
+        requests (`list[Request]`): What is to be answered, without the keys of their noise.
         conversations (`list[LuminaMGPTConversation]`): The conversation of each.
         befores (`list[list[int]]`): The tokens of each conversation that its turn was encoded after.
         generator (`torch.Generator` or `list[torch.Generator]`, *optional*): That of the call.
@@ -75,13 +74,13 @@ class Answers:
         pipe: LuminaMGPTChatPipeline,
         call: Call,
         engine: Engine,
-        turns: Sequence[Request],
+        requests: Sequence[Request],
         conversations: Sequence[LuminaMGPTConversation],
         befores: Sequence[list[int]],
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> None:
         self.pipe, self.call, self.engine = pipe, call, engine
-        self.turns, self.conversations, self.befores = turns, conversations, befores
+        self.requests, self.conversations, self.befores = requests, conversations, befores
         self.generator = generator
         self.rows: list[Row] = []
 
@@ -94,7 +93,7 @@ class Answers:
                 turns.enter_context(conversation.turn(before))
             self.draw_keys()
             kind = engine.cache_kind
-            for request, conversation in zip(self.turns, self.conversations):
+            for request, conversation in zip(self.requests, self.conversations):
                 request.cache, request.num_cached = conversation.take_cache(kind)
                 self.rows.append(engine.submit(request))
             try:
@@ -109,7 +108,7 @@ class Answers:
                         conversation.extend(row.tokens, row.finish_reason, row.cache, row.num_fed, kind)
 
     def _sample(self, engine: Engine) -> Iterator[tuple[int, SampledText | SampledImage]]:
-        with self.pipe.progress_bar(total=sum(request.max_new_tokens for request in self.turns)) as progress_bar:
+        with self.pipe.progress_bar(total=sum(request.max_new_tokens for request in self.requests)) as progress_bar:
             while not engine.is_idle and not self.call.interrupt:
                 engine.step()
                 for index, row in enumerate(self.rows):
@@ -125,7 +124,7 @@ class Answers:
     def draw_keys(self) -> None:
         """Give the requests the keys of their noise, from the generators of their conversations."""
         self._assign_generators()
-        for request, conversation in zip(self.turns, self.conversations):
+        for request, conversation in zip(self.requests, self.conversations):
             request.key = draw_key(conversation.generator)
 
     def _assign_generators(self) -> None:
@@ -257,7 +256,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         """
         return_dict = check_flag("return_dict", return_dict)
         answers, is_batch = self._start(**call_arguments(locals()))
-        pieces: list[list[SampledText | SampledImage]] = [[] for _ in answers.turns]
+        pieces: list[list[SampledText | SampledImage]] = [[] for _ in answers.requests]
         for index, piece in answers:
             pieces[index].append(piece)
 
@@ -270,14 +269,22 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             outputs = [output.to_tuple() for output in outputs]
         return outputs if is_batch else outputs[0]
 
-    def requests(self, *args, **kwargs) -> list[Request]:
-        """See [`LuminaMGPTBasePipeline.requests`]. Conversations cannot be gone on with: pass all their messages."""
+    def prepare(self, *args, **kwargs) -> Answers:
+        """
+        All that comes before sampling: check the arguments, which are those of [`stream`], and encode what goes in.
+
+        For those who sample the requests themselves, many calls in one [`Engine`]. Conversations cannot be gone on
+        with: pass all their messages.
+
+        Returns:
+            [`Answers`]: With a request for each answer. An [`answer_reader`] makes text and images of what is sampled.
+        """
         arguments = arguments_of(self.stream, *args, **kwargs)
         if arguments["conversation"] is not None:
-            raise ValueError("`conversation` has to be None for requests. Pass all messages of the conversation.")
+            raise ValueError("`conversation` has to be None here. Pass all messages of the conversation.")
         answers, _ = self._start(**arguments)
         answers.draw_keys()
-        return list(answers.turns)
+        return answers
 
     def stream(self, *args, **kwargs) -> Iterator[TextPart | ImagePart]:
         r"""
@@ -365,10 +372,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             text_temperature=text_temperature,
             text_top_k=text_top_k,
         )
-        if num_draft_tokens is not None:
-            num_draft_tokens = check_num_draft_tokens(num_draft_tokens)
-        if draft_init is not None:
-            check_choice("draft_init", draft_init, DRAFT_INITS)
+        num_draft_tokens, draft_init = check_drafts(num_draft_tokens, draft_init)
         generator = check_generator(generator, len(turns))
         check_crop_generator(crop_generator)
         check_choice("output_type", output_type, OUTPUT_TYPES)
@@ -391,7 +395,6 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             Request(
                 context=context,
                 settings=settings,
-                key=0,  # drawn when the answer begins
                 size=size,
                 max_new_tokens=max_new_tokens,
                 keep_cache=one is not None,

@@ -10,39 +10,13 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 
+from .calls import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stream_signature
 from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
-from .noise import draw_key
-from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator, warn_once
+from .pipeline_images import LuminaMGPTImagePipeline
 from .pipeline_output import LuminaMGPTImg2ImgPipelineOutput
 from .prompts import Task, encode_conversation, find_task
-from .request import Grammar, Request
-from .scheduling_lumina_mgpt import DRAFT_INITS
-from .streaming import (
-    Call,
-    Codes,
-    LuminaMGPTStreamOutput,
-    PreparedCall,
-    arguments_of,
-    call_arguments,
-    sample_images,
-    stream_signature,
-)
 from .unirep import nearest_size
-from .validation import (
-    MAX_IMAGES_PER_PROMPT,
-    check_callback,
-    check_choice,
-    check_codes,
-    check_crop_generator,
-    check_flag,
-    check_generator,
-    check_integer,
-    check_num_draft_tokens,
-    check_number,
-    check_size,
-    check_text,
-    shown,
-)
+from .validation import check_choice, check_codes, check_crop_generator, check_flag, check_size, check_text, shown
 
 
 EXAMPLE_DOC_STRING = """
@@ -59,7 +33,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
+class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
     r"""
     Pipeline for images from images with Lumina-mGPT (https://huggingface.co/papers/2408.02657): editing, depth,
     normals, segmentation, pose, detection, and generation controlled by such an image.
@@ -77,8 +51,6 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         scheduler ([`LuminaMGPTScheduler`]):
             The sampler and its settings.
     """
-
-    _callback_tensor_inputs = ["latents"]
 
     def _sizes(
         self, images: Sequence[Sequence[LoadedImage]], height: int | None, width: int | None
@@ -234,17 +206,17 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         Raises:
             `ValueError`: If an argument is wrong, before any model runs.
         """
-        # 1. Sample the codes
         return_dict = check_flag("return_dict", return_dict)
-        (result,) = sample_images(self, self._prepare(every=None, **call_arguments(locals())))
+        # 1. Check the arguments and encode the prompts and images
+        call = self._prepare(every=None, **call_arguments(locals()))
 
-        # 2. Decode the images
-        images, arrays = self._decode(result.codes, find_task(task), output_type)
+        # 2. Sample the codes
+        (result,) = self._sample(call)
+
+        # 3. Decode the images
+        output = self.finish(call, result.codes, result.log_probs)
         self.maybe_free_model_hooks()
-
-        if not return_dict:
-            return (images, arrays)
-        return LuminaMGPTImg2ImgPipelineOutput(images=images, log_probs=result.log_probs, arrays=arrays)
+        return output if return_dict else (output.images, output.arrays)
 
     def stream(self, *args, every: int | None = 1, **kwargs) -> Iterator[LuminaMGPTStreamOutput]:
         r"""
@@ -260,42 +232,43 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
         """
-        return sample_images(self, self._prepare(**arguments_of(self.stream, *args, every=every, **kwargs)))
+        return self._sample(self.prepare(*args, every=every, **kwargs))
 
-    @torch.no_grad()
     def _prepare(
         self,
+        *,
+        task: str | Task,
+        guidance_scale: float | None,
+        temperature: float | None,
+        top_k: int | None,
+        **arguments: object,
+    ) -> ImageCall:
+        task = find_task(task)
+        return super()._prepare(
+            task=task,
+            guidance_scale=_first_given(guidance_scale, task.guidance_scale),
+            temperature=_first_given(temperature, task.temperature),
+            top_k=_first_given(top_k, task.top_k),
+            **arguments,
+        )
+
+    def _ask(
+        self,
+        call: ImageCall,
         prompt: str | list[str] | None,
         image: object,
-        task: str | Task,
+        task: Task,
         height: int | None,
         width: int | None,
         size: str | None,
-        guidance_scale: float | None,
-        num_images_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        temperature: float | None,
-        top_k: int | None,
         crop_generator: torch.Generator | None,
-        output_type: str,
-        callback_on_step_end: Callable | None,
-        callback_on_step_end_tensor_inputs: list[str],
         negative_prompt: str | list[str] | None,
-        strength: float | None,
-        num_inference_steps: int | None,
-        top_p: float | None,
-        min_p: float | None,
-        num_draft_tokens: int | str | None,
-        draft_init: str | None,
-        return_log_probs: bool,
-        every: int | None,
-    ) -> PreparedCall:
+    ) -> None:
         # 1. Check the arguments and fill in the defaults
-        self.check_components()
-        task = find_task(task)
         if self.tokenizer is None:
             raise ValueError("This pipeline has no tokenizer, without which it cannot encode `prompt`.")
         prompts, images = pair_up(prompt, image)
+        call.check_number(len(prompts))
         negatives = None
         if negative_prompt is not None:
             is_list = isinstance(negative_prompt, (list, tuple))
@@ -325,38 +298,9 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
             check_size(*wanted, self.scheduler.config.resolution, vocabulary.max_side)
             for wanted in self._sizes(images, height, width)
         ]
-        settings = self.scheduler.settings(
-            guidance_scale=_first_given(guidance_scale, task.guidance_scale),
-            temperature=_first_given(temperature, task.temperature),
-            top_k=_first_given(top_k, task.top_k),
-            top_p=top_p,
-            min_p=min_p,
-        )
-        if num_draft_tokens is not None:
-            num_draft_tokens = check_num_draft_tokens(num_draft_tokens)
-        if draft_init is not None:
-            check_choice("draft_init", draft_init, DRAFT_INITS)
-        repeats = check_integer("num_images_per_prompt", num_images_per_prompt, least=1, most=MAX_IMAGES_PER_PROMPT)
-        generator = check_generator(generator, len(images) * repeats)
         check_crop_generator(crop_generator)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
-        return_log_probs = check_flag("return_log_probs", return_log_probs)
-        tensor_inputs = check_callback(
-            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
-        )
-        if every is not None:
-            every = check_integer("every", every, least=1)
-        if num_inference_steps is not None:
-            check_integer("num_inference_steps", num_inference_steps, least=1)
-        if strength is not None:
-            check_number("strength", strength, 1.0)
-        for name, value in (("strength", strength), ("num_inference_steps", num_inference_steps)):
-            if value is not None:
-                warn_once(
-                    f"`{name}` does not apply to Lumina-mGPT, which samples the codes of a new image one by one. The"
-                    " value is ignored."
-                )
         if size is None:
+            call.num_timesteps = max(height * width // self.vae_scale_factor**2 for height, width in sizes)
             for one in dict.fromkeys(sizes):
                 self._warn_of_size(*one)
 
@@ -368,39 +312,27 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTBasePipeline):
         self._warn_of_length(
             max(len(context) + vocabulary.num_tokens(*wanted) for context, wanted in zip(contexts, sizes))
         )
+        for context, unconditional_context, wanted in zip(contexts, unconditional_contexts, sizes):
+            for _ in range(call.repeats):
+                call.add(context, unconditional_context, wanted if size is None else None)
+        call.inputs = task
 
-        # 3. Prepare the sampling of the codes
-        generators = iter(start_generator(generator, len(contexts) * repeats))
-        requests = [
-            Request(
-                context=context,
-                settings=settings,
-                key=draw_key(next(generators)),
-                unconditional_context=unconditional_context,
-                size=wanted if size is None else None,
-                is_image=True,
-                needs_log_probs=return_log_probs,
-            )
-            for context, unconditional_context, wanted in zip(contexts, unconditional_contexts, sizes)
-            for _ in range(repeats)
-        ]
-        grammar = Grammar(vocabulary, self.scheduler.config.resolution)
-        drafts = (num_draft_tokens, draft_init)
-        call = self._last_call = Call(guidance_scale=settings.guidance_scale)
-        return PreparedCall(requests, grammar, drafts, call, callback_on_step_end, tensor_inputs, output_type, every)
-
-    def _decode(
-        self, codes: Codes, task: Task, output_type: str
-    ) -> tuple[list | np.ndarray | torch.Tensor, list[np.ndarray] | None]:
-        """The images of the codes, and what they mean."""
+    @torch.no_grad()
+    def finish(
+        self, call: ImageCall, codes: Codes, log_probs: torch.Tensor | list[torch.Tensor] | None = None
+    ) -> LuminaMGPTImg2ImgPipelineOutput:
+        """Make the output of a call of the codes that were sampled for it: images and what they mean."""
+        task, output_type = call.inputs, call.output_type
         if output_type == "latent" or task.to_array is None:
-            return self.decode_images(codes, output_type), None
+            return LuminaMGPTImg2ImgPipelineOutput(self.decode_images(codes, output_type), log_probs=log_probs)
         pixels = [self.decode_codes(one[None]) for one in codes]
         pil = [self.image_processor.postprocess(one, output_type="pil")[0] for one in pixels]
         arrays = [task.to_array(np.asarray(one)) for one in pil]
         if isinstance(codes, list):
-            return [self.image_processor.postprocess(one, output_type=output_type)[0] for one in pixels], arrays
-        return self.image_processor.postprocess(torch.cat(pixels), output_type=output_type), arrays
+            images = [self.image_processor.postprocess(one, output_type=output_type)[0] for one in pixels]
+        else:
+            images = self.image_processor.postprocess(torch.cat(pixels), output_type=output_type)
+        return LuminaMGPTImg2ImgPipelineOutput(images, log_probs=log_probs, arrays=arrays)
 
 
 def pair_up(prompt: object, image: object) -> tuple[list[str | None], list[list[LoadedImage]]]:

@@ -13,6 +13,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import replace_example_docstring
 
+from .calls import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stack_same, stream_signature
 from .image_encoding import (
     ImageInput,
     LoadedImage,
@@ -23,19 +24,10 @@ from .image_encoding import (
     to_resizable,
     to_rgb,
 )
-from .pipeline_base import warn_once
 from .pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .pipeline_output import LuminaMGPTPipelineOutput
-from .streaming import (
-    LuminaMGPTStreamOutput,
-    PreparedCall,
-    call_arguments,
-    sample_images,
-    stack_same,
-    stream_signature,
-)
 from .unirep import nearest_size
-from .validation import check_choice, check_codes, check_number
+from .validation import check_codes, check_flag
 
 
 EXAMPLE_DOC_STRING = """
@@ -175,24 +167,23 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
         Raises:
             `ValueError`: If an argument is wrong, before any model runs.
         """
-        # 1. Sample the codes
-        check_choice("overlay", overlay, (False, True))
+        return_dict, overlay = check_flag("return_dict", return_dict), check_flag("overlay", overlay)
         if overlay and output_type == "latent":
             raise ValueError("`overlay` has to be False with `output_type='latent'`, which has no pixels.")
-        prompt, image, mask_image = self._load_inputs(prompt, image, mask_image)
+        # 1. Check the arguments and encode the prompts and images
         arguments = call_arguments(locals())
         del arguments["overlay"]
-        (result,) = sample_images(self, self._prepare(every=None, is_loaded=True, **arguments))
+        call = self._prepare(every=None, **arguments)
 
-        # 2. Decode the images
-        images = self.decode_images(result.codes, output_type if not overlay else "pt")
-        if overlay:
-            images = self._overlay(images, image, mask_image, output_type)
+        # 2. Sample the codes
+        (result,) = self._sample(call)
+
+        # 3. Decode the images
+        output = self.finish(call, result.codes, result.log_probs, overlay)
         self.maybe_free_model_hooks()
-
         if not return_dict:
-            return (images, result.log_probs) if return_log_probs else (images,)
-        return LuminaMGPTPipelineOutput(images=images, log_probs=result.log_probs)
+            return (output.images, output.log_probs) if return_log_probs else (output.images,)
+        return output
 
     def stream(self, *args, every: int | None = 1, **kwargs) -> Iterator[LuminaMGPTStreamOutput]:
         r"""
@@ -210,38 +201,41 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
         """
         return super().stream(*args, every=every, **kwargs)
 
-    @torch.no_grad()
-    def _prepare(
+    def _ask(
         self,
+        call: ImageCall,
         prompt: str | list[str] | None,
         image: object,
         mask_image: object,
         height: int | list[int] | None,
         width: int | list[int] | None,
-        strength: float | None,
-        is_loaded: bool = False,
         **arguments: object,
-    ) -> PreparedCall:
-        self.check_components()
-        loaded = (prompt, image, mask_image)
-        prompt, images, masks = loaded if is_loaded else self._load_inputs(*loaded)
-        if strength is not None:
-            check_number("strength", strength, 1.0)
-            warn_once(
-                "`strength` does not apply to Lumina-mGPT: codes are kept or sampled anew. The value is ignored."
-            )
+    ) -> None:
+        prompts, images, masks = self._load_inputs(prompt, image, mask_image)
+        call.inputs = images, masks
         heights, widths = zip(*map(self._nearest_size, images))
-        return super()._prepare(
-            prompt=prompt,
+        super()._ask(
+            call,
+            prompt=prompts,
             height=list(heights) if height is None else height,
             width=list(widths) if width is None else width,
             latents=list(zip(images, masks)),
-            prompt_token_ids=None,
-            prompt_attention_mask=None,
-            negative_prompt_token_ids=None,
-            negative_prompt_attention_mask=None,
             **arguments,
         )
+
+    @torch.no_grad()
+    def finish(
+        self,
+        call: ImageCall,
+        codes: Codes,
+        log_probs: torch.Tensor | list[torch.Tensor] | None = None,
+        overlay: bool = False,
+    ) -> LuminaMGPTPipelineOutput:
+        """Make the output of a call of the codes that were sampled for it."""
+        if overlay:
+            images = self._overlay(self.decode_images(codes, "pt"), *call.inputs, call.output_type)
+            return LuminaMGPTPipelineOutput(images=images, log_probs=log_probs)
+        return super().finish(call, codes, log_probs)
 
     def _load_inputs(
         self, prompt: object, image: object, mask_image: object

@@ -89,7 +89,7 @@ class Request:
     Args:
         context (`list[int]`): Token ids before the answer.
         settings ([`SamplerSettings`]): How it is sampled.
-        key (`int`): 64-bit key of its noise, see [`~noise.draw_key`].
+        key (`int`, defaults to 0): 64-bit key of its noise, see [`~noise.draw_key`].
         unconditional_context (`list[int]`):
             Token ids before an image in the unconditional branch of classifier-free guidance, none as trained.
         size (`tuple[int, int]`, *optional*): `(height, width)` in pixels that its images are forced to.
@@ -105,7 +105,7 @@ class Request:
 
     context: Sequence[int]
     settings: SamplerSettings
-    key: int
+    key: int = 0
     unconditional_context: Sequence[int] = ()
     size: tuple[int, int] | None = None
     is_image: bool = False

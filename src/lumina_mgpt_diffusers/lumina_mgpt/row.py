@@ -213,6 +213,11 @@ class Row:
             return self.settings.for_text()
         return self.settings
 
+    @property
+    def chooses_from(self) -> tuple[Phase, int | None]:
+        """What [`allowed_ids`] follow from."""
+        return self.phase, self.tokens[-1] if self.phase is Phase.WIDTH else None
+
     def allowed_ids(self) -> torch.LongTensor:
         """What the next token of text, or size tag, may be."""
         if self.phase is Phase.TEXT:

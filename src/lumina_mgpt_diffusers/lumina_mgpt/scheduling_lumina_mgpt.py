@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 
 from .noise import draw_key, gumbel_noise
 from .validation import (
+    DRAFT_INITS,
     check_choice,
     check_guidance_scale,
     check_integer,
@@ -27,9 +28,6 @@ from .validation import (
     check_top_p,
     plain_number,
 )
-
-
-DRAFT_INITS = ("logits", "above", "random")
 
 
 @dataclass

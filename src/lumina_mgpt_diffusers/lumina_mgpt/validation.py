@@ -22,6 +22,8 @@ MAX_RESOLUTION = 4096
 
 MAX_DRAFT_TOKENS = 1024
 
+DRAFT_INITS = ("logits", "above", "random")
+
 MAX_IMAGES_PER_PROMPT = 1024
 
 MAX_TOP_K = (1 << 31) - 1
@@ -104,6 +106,13 @@ def check_num_draft_tokens(value: object) -> int | str:
             f"`num_draft_tokens` has to be an integer from 0 to {MAX_DRAFT_TOKENS} or 'auto' but is {shown(value)}."
         )
     return number
+
+
+def check_drafts(num_draft_tokens: object, draft_init: object) -> tuple[int | str | None, str | None]:
+    """How many drafts a call wants and of which kind, None where it leaves that to the scheduler."""
+    if draft_init is not None:
+        check_choice("draft_init", draft_init, DRAFT_INITS)
+    return None if num_draft_tokens is None else check_num_draft_tokens(num_draft_tokens), draft_init
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -218,7 +218,7 @@ class EngineHost:
         requests: list[Request] = []
         if not job.is_done:
             try:
-                requests = self.pipelines[kind].requests(**arguments)
+                requests = self.pipelines[kind].prepare(**arguments).requests
                 self._check_length(requests)
             except Exception as error:
                 job.fail(error)
