@@ -51,7 +51,7 @@ class Guard:
         async def watched_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
-            await asyncio.wait_for(send(message), self.limits.send_seconds)
+            await send(message)
 
         held = 0
         try:
@@ -62,8 +62,6 @@ class Guard:
         except ApiError as error:
             if not statuses:
                 await error.response()(scope, receive, watched_send)
-        except (asyncio.TimeoutError, TimeoutError):
-            pass  # the client does not read: the server closes a connection whose answer is not finished
         finally:
             self._buffered -= held
             route = getattr(scope.get("route"), "path", "other")
@@ -137,10 +135,12 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 class PunctualProtocol(H11Protocol):
-    """HTTP of uvicorn that closes connections on which the head of a request does not come to its end."""
+    """HTTP of uvicorn that cuts connections off on which a head does not come to its end, or an answer is not read."""
 
     header_seconds = ServerLimits.header_seconds
+    send_seconds = ServerLimits.send_seconds
     _head_timer: asyncio.TimerHandle | None = None
+    _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -151,21 +151,36 @@ class PunctualProtocol(H11Protocol):
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        self._stop_head_timer()
+        self._stop_send_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_send_timer()
+        self._send_timer = self.loop.call_later(self.send_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_send_timer()
 
     def _watch_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:
-            self._stop_timer()
+            self._stop_head_timer()
         elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.header_seconds, self._close)
+            self._head_timer = self.loop.call_later(self.header_seconds, self._end_head)
 
-    def _stop_timer(self) -> None:
+    def _end_head(self) -> None:
+        self._head_timer = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
+
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _close(self) -> None:
-        self._head_timer = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self.transport.close()
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None

@@ -133,11 +133,12 @@ def server_config(
         log_level (`str`, defaults to `"info"`): Of uvicorn.
     """
     limits = app.state.service.limits
+    seconds = {"header_seconds": limits.header_seconds, "send_seconds": limits.send_seconds}
     return uvicorn.Config(
         app,
         host=address,
         port=port,
-        http=type("Protocol", (PunctualProtocol,), {"header_seconds": limits.header_seconds}),
+        http=type("Protocol", (PunctualProtocol,), seconds),
         ws="none",
         limit_concurrency=max_connections,
         timeout_graceful_shutdown=int(limits.request_seconds) + 1,
