@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -132,3 +133,75 @@ def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, sav
     subprocess.run(command, env=ENVIRONMENT, check=True, timeout=250)
     print(f"\nkilled: {done}")
     assert images_of(folder) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def replicas(saved_folder):
+    """Two replicas of the server."""
+    from ray import serve
+
+    from lumina_mgpt_diffusers.serving.ray import Arguments, app
+
+    ray.init(num_cpus=4, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": 18765})
+    arguments = Arguments(
+        model=str(saved_folder),
+        name="tiny",
+        gpus_per_replica=0,
+        cpus_per_replica=1,
+        min_replicas=2,
+        max_replicas=2,
+        request_seconds=60,
+    )
+    serve.run(app(arguments), name="lumina", route_prefix="/")
+    yield "http://127.0.0.1:18765"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def test_replicas_serve_what_a_plain_call_gives(replicas, random_pipe):
+    import openai
+    from serving_helpers import from_base64, same, seeded
+
+    client = openai.OpenAI(base_url=f"{replicas}/v1", api_key="none", max_retries=0, timeout=60)
+    expected = random_pipe("a cat", height=64, width=64, generator=seeded(5)).images[0]
+    for _ in range(4):
+        answer = client.images.generate(prompt="a cat", size="64x64", extra_body={"seed": 5})
+        assert same(from_base64(answer.data[0].b64_json), expected)
+    stream = client.images.generate(
+        prompt="a cat", size="64x64", stream=True, partial_images=2, extra_body={"seed": 5}
+    )
+    events = list(stream)
+    assert events[0].type == "image_generation.partial_image" and events[-1].type == "image_generation.completed"
+    assert same(from_base64(events[-1].b64_json), expected)
+    with pytest.raises(openai.BadRequestError):
+        client.images.generate(prompt="a cat", size="65x64")
+
+
+def test_a_replica_that_dies_loses_what_it_was_making_and_says_so(replicas):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(seed: int) -> tuple[int, str]:
+        try:
+            body = {"prompt": "a cat", "seed": seed % 4, "n": 4}
+            answer = httpx.post(f"{replicas}/v1/images/generations", json=body, timeout=100)
+        except httpx.HTTPError as error:
+            return 0, repr(error)
+        return answer.status_code, str(answer.json()["data"]) if answer.status_code == 200 else answer.text
+
+    alone = [one(seed) for seed in range(4)]
+    assert {status for status, _ in alone} == {200}
+    with ThreadPoolExecutor(16) as pool:
+        pending = [pool.submit(one, seed) for seed in range(32)]
+        time.sleep(0.5)
+        processes("ray::ServeReplica:lumina:LuminaMGPT")[0].kill()
+        answers = [one.result() for one in pending]
+    lost = [answer for answer in answers if answer[0] != 200]
+    print(f"\n{len(lost)} of 32 were lost: {lost[:2]}")
+    assert len(lost) <= 16 and all(status in (0, 500, 503) for status, _ in lost)
+    assert all(answer == alone[seed % 4] for seed, answer in enumerate(answers) if answer[0] == 200)
+    end = time.monotonic() + 60
+    while len(processes("ray::ServeReplica:lumina:LuminaMGPT")) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert one(1) == alone[1]

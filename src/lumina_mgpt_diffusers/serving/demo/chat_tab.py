@@ -137,11 +137,16 @@ def add_chat_tab(host: EngineHost) -> None:
     running = box.submit(
         answer, inputs, [chatbot, state, box, seed], concurrency_limit=None, show_progress="hidden", api_name="chat"
     )
-    box.stop(None, cancels=[running], show_api=False)
+    box.stop(None, cancels=[running], api_visibility="private")
     new.click(
-        lambda: ([], Conversation()), None, [chatbot, state], cancels=[running], show_progress="hidden", show_api=False
+        lambda: ([], Conversation()),
+        None,
+        [chatbot, state],
+        cancels=[running],
+        show_progress="hidden",
+        api_visibility="private",
     )
-    example.click(lambda: {"text": EXAMPLE.format(base_size), "files": []}, None, box, show_api=False)
+    example.click(lambda: {"text": EXAMPLE.format(base_size), "files": []}, None, box, api_visibility="private")
 
 
 async def _parts(host: EngineHost, job: Job, folder: str) -> AsyncIterator[tuple[TextPart | ImagePart | None, Any]]:

@@ -44,7 +44,7 @@ def size_gallery(base_size: int) -> tuple[gr.Gallery, gr.State, gr.Markdown]:
     def choose(event: gr.SelectData) -> tuple[tuple[int, int], str]:
         return sizes[event.index], _line(*sizes[event.index])
 
-    gallery.select(choose, None, [chosen, line], show_progress="hidden", show_api=False)
+    gallery.select(choose, None, [chosen, line], show_progress="hidden", api_visibility="private")
     return gallery, chosen, line
 
 

@@ -73,5 +73,5 @@ def add_history_tab(history: gr.State, finished: Sequence[Any]) -> None:
         return own.results[event.index].as_text if event.index < len(own.results) else ""
 
     for event in [tab.select, *(one.then for one in finished)]:
-        event(show, history, gallery, show_progress="hidden", show_api=False)
-    gallery.select(choose, history, settings, show_progress="hidden", show_api=False)
+        event(show, history, gallery, show_progress="hidden", api_visibility="private")
+    gallery.select(choose, history, settings, show_progress="hidden", api_visibility="private")

@@ -102,6 +102,6 @@ def add_image_tab(host: EngineHost, history: gr.State) -> Any:
         show_progress_on=[settings],
         api_name="generate",
     )
-    cancel.click(None, cancels=[running], show_api=False)
-    images.select(choose, results, settings, show_progress="hidden", show_api=False)
+    cancel.click(None, cancels=[running], api_visibility="private")
+    images.select(choose, results, settings, show_progress="hidden", api_visibility="private")
     return running

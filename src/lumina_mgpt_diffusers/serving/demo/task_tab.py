@@ -82,7 +82,7 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
     def show_prompt(task: str) -> dict[str, Any]:
         return gr.update(visible=TASKS[task].needs_prompt)
 
-    task.change(show_prompt, task, prompt, show_progress="hidden", show_api=False)
+    task.change(show_prompt, task, prompt, show_progress="hidden", api_visibility="private")
     running = gr.on(
         [run.click, prompt.submit],
         run_task,
@@ -93,5 +93,5 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
         show_progress_on=[settings],
         api_name="run_task",
     )
-    cancel.click(None, cancels=[running], show_api=False)
+    cancel.click(None, cancels=[running], api_visibility="private")
     return running
