@@ -24,7 +24,7 @@ from lumina_mgpt_diffusers import LuminaMGPTPipeline
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["index", "loading", "sampling", "memory_and_speed", "lora"]
+PAGES = ["index", "loading", "sampling", "memory_and_speed", "lora", "serving"]
 BLOCK = re.compile(r"(?:<!-- needs (?P<needs>.+?) -->\n)?```py\n(?P<code>.*?)```", re.DOTALL)
 
 
