@@ -7,6 +7,7 @@ The demo in a real browser: Debian's chromium, driven by playwright. Without the
 
 import json
 import os
+import runpy
 import shutil
 import time
 from pathlib import Path
@@ -251,3 +252,15 @@ def test_the_width_of_a_phone(open_page, tab):
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shoot(page, f"phone-{tab.lower()}")
+
+
+def test_the_space(monkeypatch, saved_folder, random_pipe):
+    monkeypatch.setenv("MODEL", str(saved_folder))
+    monkeypatch.setenv("SECONDS_PER_CODE", "2")  # so slow that not all sizes can be had
+    space = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "space" / "app.py"))
+    assert isinstance(space["demo"], gradio.Blocks)
+    height, width = space["size_of"]("1:1", 96, 16)
+    assert (height, width) == (64, 64) and space["size_of"]("9:16", 768, 16) == (96, 32)
+    *grown, (image, seed) = space["generate"]("a cat", "1:1", 5, False)
+    assert seed == 5 and same(image, random_pipe("a cat", height=64, width=64, generator=seeded(5)).images[0])
+    assert space["seconds_for"]("a cat", "1:1", 5, False) <= 60
