@@ -172,6 +172,9 @@ def test_a_reader_that_never_reads_is_let_go(trained_pipe):
         for _ in range(6):  # more answers than the buffers on the way hold
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
         end = time.monotonic() + 30
+        while not server.host.num_finished:
+            assert time.monotonic() < end
+            time.sleep(0.02)
         while server.server.server_state.connections:
             assert time.monotonic() < end
             time.sleep(0.02)

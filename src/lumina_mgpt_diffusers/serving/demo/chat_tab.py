@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -27,18 +26,18 @@ EXAMPLE = "Generate an image of {0}x{0} according to the following prompt:\na re
 EVERY = 4
 
 
-@dataclass
 class Conversation:
     """
-    What was said, for the model and for the page.
+    What was said, for the model and for the page. It is no dataclass, of which gradio would make a dictionary.
 
-    Args:
+    Attributes:
         messages (`list[dict]`): For the model, the images of answers as their exact codes.
         shown (`list[dict]`): For the page, a message for each piece of text and each image.
     """
 
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    shown: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.shown: list[dict[str, Any]] = []
 
     def ask(self, text: str, paths: list[str]) -> None:
         content: list[dict[str, Any]] = []
@@ -67,6 +66,10 @@ class Conversation:
             self.shown.append({"role": "assistant", "content": shown})
 
 
+def new_conversation() -> Conversation:
+    return Conversation()
+
+
 def add_chat_tab(host: EngineHost) -> None:
     """Add the tab."""
     base_size = host.pipe.scheduler.config.resolution
@@ -89,7 +92,7 @@ def add_chat_tab(host: EngineHost) -> None:
                 temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature of text", min_width=120)
                 guidance = gr.Number(None, label="Guidance scale of images", min_width=120)
             seed, is_random = seed_controls()
-    state = gr.State(Conversation)
+    state = gr.State(new_conversation)
 
     async def answer(
         said: dict[str, Any],
@@ -139,7 +142,7 @@ def add_chat_tab(host: EngineHost) -> None:
     )
     box.stop(None, cancels=[running], api_visibility="private")
     new.click(
-        lambda: ([], Conversation()),
+        lambda: ([], new_conversation()),
         None,
         [chatbot, state],
         cancels=[running],

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -39,9 +39,11 @@ class Result:
         return json.dumps(self.settings, indent=2, ensure_ascii=False)
 
 
-@dataclass
 class History:
-    results: list[Result] = field(default_factory=list)
+    """The results of a visit. It is no dataclass, of which gradio would make a dictionary."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
 
     def add(self, result: Result) -> None:
         self.results = [result, *self.results][:MOST]
