@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -102,7 +101,8 @@ class Job:
         self.every = every
         self._cancel = cancel
         self._lock = threading.Lock()
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []
+        self._rows: dict[int, RowsDone] = {}  # of images that are being sampled, the newest
         self._is_done = False
         self._error: BaseException | None = None
         self._ring: Callable[[], None] = lambda: None
@@ -171,10 +171,11 @@ class Job:
 
     def put(self, event: Event) -> None:
         with self._lock:
-            if isinstance(event, (RowsDone, Sampled)):
-                is_old = [isinstance(one, RowsDone) and one.index == event.index for one in self._events]
-                self._events = deque(one for one, old in zip(self._events, is_old) if not old)
-            self._events.append(event)
+            if isinstance(event, RowsDone):
+                self._rows[event.index] = event
+            else:
+                self._rows.pop(event.index, None)
+                self._events.append(event)
         self._ring()
 
     def finish(self) -> None:
@@ -186,7 +187,7 @@ class Job:
         with self._lock:
             if self._is_done:
                 return
-            self._events.clear()
+            self._events, self._rows = [], {}
             self._error, self._is_done = error, True
         self._ring()
 
@@ -198,8 +199,8 @@ class Job:
     def _take(self) -> tuple[list[Event], bool]:
         with self._lock:
             is_done, error = self._is_done, self._error
-            events = list(self._events)
-            self._events.clear()
+            events = [*self._events, *self._rows.values()]
+            self._events, self._rows = [], {}
         if error is not None:
             raise error
         return events, is_done

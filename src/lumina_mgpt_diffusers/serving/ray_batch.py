@@ -74,7 +74,7 @@ def run_batch(
         id_column="id", checkpoint_path=f"{job.folder}/checkpoint", delete_checkpoint_on_success=False
     )
     try:
-        if len(job.done()) < job.num_rows:
+        if not _is_complete(job):
             rows = ray.data.read_parquet(
                 str(job.prompts), override_num_blocks=max(-(-job.num_rows // rows_per_task), 1)
             )
@@ -85,16 +85,26 @@ def run_batch(
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 compute=ray.data.ActorPoolStrategy(
-                    **_pool_size(num_actors), max_tasks_in_flight_per_actor=2 * NUM_TASKS
+                    **_pool_size(num_actors),
+                    max_tasks_in_flight_per_actor=2 * NUM_TASKS,
+                    max_concurrent_calls_per_actor=NUM_TASKS,
+                    enable_true_multi_threading=True,
                 ),
                 num_gpus=num_gpus,
                 num_cpus=num_cpus,
-                max_concurrency=NUM_TASKS,
             )
             done.write_parquet(str(job.metadata))
     finally:
         context.checkpoint_config = None
     return job.check_complete()
+
+
+def _is_complete(job: BatchJob) -> bool:
+    try:
+        job.check_complete()
+    except (RuntimeError, OSError, pa.ArrowException):  # files that a kill left unfinished, which Ray Data removes
+        return False
+    return True
 
 
 def _pool_size(num_actors: int | tuple[int, int]) -> dict[str, Any]:
