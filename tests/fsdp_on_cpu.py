@@ -1,6 +1,6 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """
-`train_omni_sft.py` with FSDP2 on CPUs, started by torchrun.
+`train_omni_sft.py`, or with `--rank` `train_lora.py`, with FSDP2 on CPUs, started by torchrun.
 
 accelerate knows FSDP on accelerators only: on CPUs it would replicate the model. What is put in its place here is the
 kind of distribution it has found; everything from there on is its own.
@@ -11,7 +11,7 @@ import sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from lumina_mgpt_diffusers.training import FineTuningArguments, LuminaMGPTTrainer, fine_tune
+from lumina_mgpt_diffusers.training import FineTuningArguments, LoraArguments, LuminaMGPTTrainer, fine_tune
 from lumina_mgpt_diffusers.training.arguments import parse_arguments
 
 
@@ -32,7 +32,8 @@ def main() -> None:
         shard_on_cpu(trainer)
 
     LuminaMGPTTrainer.create_accelerator_and_postprocess = create_and_shard
-    ((arguments,), _) = parse_arguments(FineTuningArguments, sys.argv[1:])
+    kind = LoraArguments if "--rank" in sys.argv else FineTuningArguments
+    ((arguments,), _) = parse_arguments(kind, sys.argv[1:])
     fine_tune(arguments)
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
-from lumina_mgpt_diffusers.lumina_mgpt.noise import draw_key, gumbel_noise
+from lumina_mgpt_diffusers.lumina_mgpt.noise import NoiseStrip, draw_key, gumbel_noise
 from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import SamplingPlaces
 
 
@@ -434,3 +434,17 @@ def test_drafts_do_not_change_a_single_sequence():
     plain = draw_sequences(scheduler, 20_000, 0)
     for num_drafts in (1, 2, 5):
         assert torch.equal(draw_sequences(scheduler, 20_000, num_drafts), plain)
+
+
+def test_a_strip_gives_the_noise_of_its_places():
+    random, keys = torch.Generator().manual_seed(0), torch.tensor([[3], [1 << 40], [-5]])
+    strip, first = NoiseStrip(keys, 50), torch.zeros(3, 1, dtype=torch.long)
+    for _ in range(200):
+        number = int(torch.randint(1, 9, (1,), generator=random))
+        places = first + torch.arange(number)
+        expected = gumbel_noise(keys.expand_as(places), places, 50)
+        torch.testing.assert_close(strip.read(places), expected, rtol=0, atol=0)
+        # Mostly on by what was accepted, now and then back to where an image was changed.
+        first = (first + torch.randint(-1, 5, (3, 1), generator=random)).clamp(min=0)
+        if torch.rand((), generator=random) < 0.05:
+            first[1] = 0

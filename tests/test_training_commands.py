@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import BASE_SIZE
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from hub_server import HubServer
+from safetensors.torch import load_file
 from training_helpers import CAPTIONS, ROOT, SIZES, command, environment, make_photos, run, weights_of
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline
@@ -183,40 +186,95 @@ def losses(folder: Path, last_step: int) -> np.ndarray:
     return np.array([entry["loss"] for entry in state["log_history"] if "loss" in entry])
 
 
-@pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_have_the_loss_curve_of_one(saved_folder, tmp_path, kind, packing):
-    photos = make_photos(tmp_path / "photos", 16)
-
-    def flags(output: Path, **values) -> dict:
-        return {
-            "pretrained_model_name_or_path": saved_folder,
-            "train_data_dir": photos,
-            "output_dir": output,
-            "resolution": BASE_SIZE,
-            "max_train_steps": 8,
-            "checkpointing_steps": 8,
-            "learning_rate": 1e-3,
-            "train_batch_size": 4,
-            "dropout": 0,
-            "logging_steps": 1,
-            "report_to": "none",
-            "use_cpu": True,
-            "packing": packing,
-            "validation_prompts": "red fox",
-            "validation_steps": 4,
-            **values,
-        }
-
-    run(command("train_omni_sft.py", **flags(tmp_path / "one", gradient_accumulation_steps=2)))
+def on_two(line: list[str], kind: str) -> list[str]:
+    """A command line of `examples/training` on two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    _, script, *rest = command("train_omni_sft.py", **flags(tmp_path / "two"))
-    if kind == "fsdp2":
-        script = str(ROOT / "tests" / "fsdp_on_cpu.py")
-    run([*launcher, script, *rest])
+    _, script, *flags = line
+    return [*launcher, str(ROOT / "tests" / "fsdp_on_cpu.py") if kind == "fsdp2" else script, *flags]
+
+
+def short_flags(pipeline: Path, photos: Path, output: Path, **values) -> dict:
+    return {
+        "pretrained_model_name_or_path": pipeline,
+        "train_data_dir": photos,
+        "output_dir": output,
+        "resolution": BASE_SIZE,
+        "max_train_steps": 8,
+        "checkpointing_steps": 8,
+        "learning_rate": 1e-3,
+        "train_batch_size": 4,
+        "dropout": 0,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        **values,
+    }
+
+
+@pytest.mark.parametrize(
+    "kind, packing",
+    [
+        ("ddp", False),
+        ("ddp", True),
+        ("fsdp2", False),
+        ("fsdp2", True),
+        ("deepspeed_zero2", False),
+        ("deepspeed_zero3", True),
+    ],
+)
+def test_two_processes_have_the_loss_curve_of_one(saved_folder, tmp_path, kind, packing):
+    photos = make_photos(tmp_path / "photos", 16)
+    values = {"packing": packing, "validation_prompts": "red fox", "validation_steps": 4}
+    one, two = (short_flags(saved_folder, photos, tmp_path / name, **values) for name in ("one", "two"))
+    run(command("train_omni_sft.py", **one, gradient_accumulation_steps=2))
+    if kind.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+        two["deepspeed"] = ROOT / "examples" / "training" / "configs" / f"{kind}.json"
+    run(on_two(command("train_omni_sft.py", **two), kind), DS_ACCELERATOR="cpu")
     one, two = losses(tmp_path / "one", 8), losses(tmp_path / "two", 8)
     assert len(one) == 8 and one[-1] < one[0] - 0.5
     assert np.allclose(one, two, rtol=1e-4)
     first, second = (weights_of(tmp_path / name / "pipeline") for name in ("one", "two"))
     assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_an_adapter_is_trained_on_two_processes_as_on_one(saved_folder, tmp_path, kind):
+    photos = make_photos(tmp_path / "photos", 16)
+    values = {"rank": 4, "lora_layers": ["q_proj", "lm_head"]}
+    one, two = (short_flags(saved_folder, photos, tmp_path / name, **values) for name in ("one", "two"))
+    run(command("train_lora.py", **one, gradient_accumulation_steps=2))
+    run(on_two(command("train_lora.py", **two), kind))
+    assert np.allclose(losses(tmp_path / "one", 8), losses(tmp_path / "two", 8), rtol=1e-4)
+    first, second = (load_file(tmp_path / name / LORA_WEIGHT_NAME_SAFE) for name in ("one", "two"))
+    assert first.keys() == second.keys() and all(torch.allclose(first[key], second[key], atol=1e-3) for key in first)
+
+
+def test_a_result_is_uploaded_and_an_upload_that_failed_is_tried_again(saved_folder, tmp_path):
+    photos = make_photos(tmp_path / "photos")
+    flags = {"push_to_hub": True, "hub_model_id": "user/fox-style", "max_train_steps": 1, "rank": 2}
+    line = command("train_lora.py", **short_flags(saved_folder, photos, tmp_path / "out", **flags))
+    with HubServer({}, storage=tmp_path / "hub") as server:
+        variables = server.environment(tmp_path / "cache")
+        failed = subprocess.run(
+            line, env={**environment(), **variables, "HF_ENDPOINT": "http://127.0.0.1:9"}, capture_output=True
+        )
+        assert failed.returncode != 0 and (tmp_path / "out" / LORA_WEIGHT_NAME_SAFE).exists()
+        run(line, **variables)
+        files = server.files(server.repositories["user/fox-style"]["main"])
+    assert set(files) >= {"README.md", "training.json", LORA_WEIGHT_NAME_SAFE}
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_validation_images_are_in_the_log(saved_folder, tmp_path, tracker):
+    pytest.importorskip(tracker)
+    flags = {"report_to": tracker, "validation_prompts": "red fox", "validation_steps": 4}
+    photos = make_photos(tmp_path / "photos")
+    line = command("train_omni_sft.py", **short_flags(saved_folder, photos, tmp_path / "out", **flags))
+    run(line, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
+    if tracker == "wandb":
+        assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/*.png"))
+    else:
+        (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+        assert b"\x89PNG" in events.read_bytes()

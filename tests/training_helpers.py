@@ -79,10 +79,12 @@ def command(name: str, **flags: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join([str(ROOT / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run(line: list[str]) -> subprocess.CompletedProcess:
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=1800)
+def run(line: list[str], **variables: str) -> subprocess.CompletedProcess:
+    values = {**environment(), **variables}
+    done = subprocess.run(line, env=values, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return done

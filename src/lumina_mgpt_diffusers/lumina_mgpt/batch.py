@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .noise import gumbel_noise
+from .noise import NoiseStrip
 from .row import Row
 from .scheduling_lumina_mgpt import SamplingPlaces
 from .unirep import ImageVocabulary
@@ -117,6 +117,7 @@ class Batch:
         self.stop = self.upload([image.stop if image else 0 for image in images])
         self.answer_start = self.upload([row.answer_start for row in self.rows])[:, None]
         self.keys = self.upload([row.request.key for row in self.rows])[:, None]
+        self._noise = NoiseStrip(self.keys[self.image_index], self.num_codes)
         self.places = SamplingPlaces([row.settings for row in self.images], self.device)
         self.places.num_columns = self.stride[self.image_index] - 1
         self.places.num_codes = self.upload([row.num_codes for row in self.images])[:, None]
@@ -131,7 +132,7 @@ class Batch:
         noise = None
         if self.places.any_random:
             index = positions - self.answer_start[images]
-            noise = gumbel_noise(self.keys[images].expand_as(index), index, self.num_codes)
+            noise = self._noise.read(index)
         return Window(place, stride, noise, self.places.at(place - place // stride))
 
     def window_ids(self, window: int) -> tuple[torch.LongTensor, torch.LongTensor]:

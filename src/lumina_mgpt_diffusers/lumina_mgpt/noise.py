@@ -47,6 +47,51 @@ def gumbel_noise(keys: torch.LongTensor, places: torch.LongTensor, num_codes: in
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
+class NoiseStrip:
+    """
+    The noise of images whose places come up again and again: that of the last places is kept.
+
+    To know which are new takes the host, which on a GPU would have to wait: there they are computed again.
+
+    Args:
+        keys (`torch.LongTensor` of shape `(batch_size, 1)`): Keys of the images.
+        num_codes (`int`): Number of codes.
+    """
+
+    def __init__(self, keys: torch.LongTensor, num_codes: int) -> None:
+        self.keys = keys
+        self.num_codes = num_codes
+        self._strip: torch.Tensor | None = None
+        self._kept: list[tuple[int, int]] = []
+
+    def read(self, places: torch.LongTensor) -> torch.Tensor:
+        """The noise `(batch_size, number, num_codes)` of places `(batch_size, number)`, of each image consecutive."""
+        number = places.shape[1]
+        if places.device.type != "cpu" or number == 1:
+            return gumbel_noise(self.keys.expand_as(places), places, self.num_codes)
+        if self._strip is None or self._strip.shape[1] < number:
+            self._strip = torch.empty(len(places), number, self.num_codes, device="cpu")
+            self._kept = [(0, 0)] * len(places)
+        size = self._strip.shape[1]
+        wanted = [(first, first + number) for first in places[:, 0].tolist()]
+        num_new = max(
+            stop - kept_stop if kept_first <= first <= kept_stop else number
+            for (first, stop), (kept_first, kept_stop) in zip(wanted, self._kept)
+        )
+        images, slots = torch.arange(len(places), device="cpu")[:, None], places % size
+        if num_new > 0:
+            new = places[:, -num_new:]
+            self._strip[images, slots[:, -num_new:]] = gumbel_noise(self.keys.expand_as(new), new, self.num_codes)
+            for image, (first, stop) in enumerate(wanted):
+                kept_first, kept_stop = self._kept[image]
+                if kept_first <= first <= kept_stop:
+                    last = max(stop, kept_stop)
+                    self._kept[image] = (max(kept_first, last - size), last)
+                else:
+                    self._kept[image] = (first, stop)
+        return self._strip[images, slots]
+
+
 def _mix64(words: torch.LongTensor) -> torch.LongTensor:
     for shift, factor in _MIX:
         words = (words ^ _shift_right(words, shift, 64)) * factor

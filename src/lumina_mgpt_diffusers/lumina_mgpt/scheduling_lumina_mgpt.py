@@ -317,9 +317,11 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         rank = (logits > logits.gather(-1, codes[..., None])).sum(dim=-1)
         is_outside = (rank >= places.top_k) & (places.top_k > 0)
         if is_outside.any():
-            rows = is_outside.any(dim=1).nonzero()[:, 0]
-            of_rows = SamplingPlaces([places.settings[row] for row in rows.tolist()], logits.device)
-            codes[rows] = self._best(self.restrict(logits[rows], of_rows), noise[rows], of_rows)
+            images = [places.settings[image] for image in is_outside.nonzero()[:, 0].tolist()]
+            alone, of_images = logits[is_outside][:, None], SamplingPlaces(images, logits.device)
+            codes[is_outside] = self._best(self.restrict(alone, of_images), noise[is_outside][:, None], of_images)[
+                :, 0
+            ]
         return codes
 
     def _best(self, logits: torch.Tensor, noise: torch.Tensor | None, places: SamplingPlaces) -> torch.LongTensor:

@@ -164,7 +164,8 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
             wrong = (info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
             check_nothing_is_wrong(source, *wrong)
             # Weights that are offloaded or quantised are not here as plain tensors.
-            plain = ((name, weight.data) for name, weight in model.named_parameters() if weight.is_floating_point())
+            plain = ((name, weight) for name, weight in model.named_parameters() if type(weight) is nn.Parameter)
+            plain = ((name, weight.data) for name, weight in plain if weight.is_floating_point())
             check_finite(source, ((name, w) for name, w in plain if type(w) is torch.Tensor and not w.is_meta))
         return (model, info) if output_loading_info else model
 

@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 from huggingface_hub import create_repo, upload_folder
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.utils import is_torch_bf16_gpu_available
 
 from ..lumina_mgpt.pipeline_lumina_mgpt import LuminaMGPTPipeline
@@ -58,10 +59,11 @@ def fine_tune(arguments: FineTuningArguments) -> Path:
     run = Path(arguments.output_dir)
     of_adapter = isinstance(arguments, LoraArguments)
     result = run if of_adapter else run / PIPELINE_NAME
+    state = PartialState(cpu=arguments.use_cpu)
     if (result / LORA_WEIGHT_NAME_SAFE if of_adapter else result).exists():
         logger.warning(f"{str(result)!r} is trained already.")
+        _upload(result, arguments, state)
         return result
-    state = PartialState(cpu=arguments.use_cpu)
     run.mkdir(parents=True, exist_ok=True)
     dtype = torch.float32
     if of_adapter and (arguments.mixed_precision != "no"):
@@ -101,6 +103,7 @@ def fine_tune(arguments: FineTuningArguments) -> Path:
     trainer.train(resume_from_checkpoint=_checkpoint(arguments, state))
 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    unset_hf_deepspeed_config()  # else models, which one process builds here, would still be spread over all
     if state.is_main_process:
         record = {"steps": trainer.state.global_step, "samples_per_epoch": sum(data.counts), **asdict(arguments)}
         if of_adapter:
@@ -116,8 +119,7 @@ def fine_tune(arguments: FineTuningArguments) -> Path:
                 scheduler=LuminaMGPTScheduler.from_config(pipeline.scheduler.config, resolution=_base_size(data)),
             )
             _save_pipeline(pipeline, result, record)
-        if arguments.push_to_hub:
-            _upload(result, arguments, of_adapter)
+    _upload(result, arguments, state)
     state.wait_for_everyone()
     return result
 
@@ -204,8 +206,10 @@ def _save_pipeline(pipeline: LuminaMGPTPipeline, folder: Path, record: dict) -> 
     os.replace(unfinished, folder)
 
 
-def _upload(result: Path, arguments: FineTuningArguments, of_adapter: bool) -> None:
+def _upload(result: Path, arguments: FineTuningArguments, state: PartialState) -> None:
+    if not arguments.push_to_hub or not state.is_main_process:
+        return
     name = arguments.hub_model_id or Path(arguments.output_dir).resolve().name
     repository = create_repo(name, exist_ok=True).repo_id
-    patterns = [LORA_WEIGHT_NAME_SAFE, ARGUMENTS_NAME, CARD_NAME] if of_adapter else None
+    patterns = [LORA_WEIGHT_NAME_SAFE, ARGUMENTS_NAME, CARD_NAME] if isinstance(arguments, LoraArguments) else None
     upload_folder(repo_id=repository, folder_path=result, allow_patterns=patterns, commit_message="End of training")
