@@ -95,10 +95,15 @@ def open_page(browser, url):
         assert not errors
 
 
+def text_of(page, element: str) -> str:
+    """What the editor of an element holds, which is only there when there is something."""
+    editor = page.locator(f"{element} .cm-content")
+    return editor.inner_text().strip() if editor.count() else ""
+
+
 def settings_of(page, element: str) -> dict:
-    locator = page.locator(f"{element} .cm-content")
     end = time.monotonic() + 60
-    while not (text := locator.inner_text().strip()):
+    while not (text := text_of(page, element)):
         assert time.monotonic() < end
         time.sleep(0.1)
     return json.loads(text)
@@ -113,12 +118,12 @@ def test_an_image_grows_and_is_that_of_a_plain_call(open_page, trained_pipe, slo
     page = open_page()
     page.locator("#prompt textarea").fill("a cat")
     set_seed(page, 7)
-    page.locator("#sizes button.thumbnail-item").nth(0).click()
+    page.locator("#sizes button.thumbnail-lg").nth(0).click()
     page.get_by_text("96 × 96").wait_for()
     page.locator("#generate").click()
     sources = set()
     end = time.monotonic() + 60
-    while time.monotonic() < end and not page.locator("#settings .cm-content").inner_text().strip():
+    while time.monotonic() < end and not text_of(page, "#settings"):
         images = page.locator("#images img")
         if images.count():
             sources.add(images.first.get_attribute("src"))
@@ -130,7 +135,7 @@ def test_an_image_grows_and_is_that_of_a_plain_call(open_page, trained_pipe, slo
     assert settings == {"prompt": "a cat", "height": 96, "width": 96, "seed": 7}
     shoot(page, "image")
 
-    page.locator("#images button.thumbnail-item, #images .thumbnail-lg").first.click()
+    page.locator("#images button.thumbnail-lg").first.click()
     with page.expect_download() as download:
         page.locator("#images").get_by_label("Download").first.click()
     path = tmp_path / "image.png"
@@ -250,6 +255,8 @@ def test_the_width_of_a_phone(open_page, tab):
     page = open_page(390, 844)
     page.get_by_role("tab", name=tab).click()
     page.wait_for_timeout(300)
+    tabs = page.get_by_role("tab").locator("visible=true").all_inner_texts()
+    assert [one.strip() for one in tabs] == ["Image", "Tasks", "Chat", "History"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shoot(page, f"phone-{tab.lower()}")
 

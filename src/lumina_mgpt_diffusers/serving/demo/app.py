@@ -16,12 +16,16 @@ from .task_tab import add_task_tab
 DAY = 24 * 60 * 60
 
 CSS = """
-.gradio-container {max-width: 1280px !important; margin: 0 auto;}
-#sizes .grid-wrap {max-height: 220px;}
-#sizes .thumbnail-lg, #sizes .thumbnail-item {aspect-ratio: 1 !important;}
-.result img {image-rendering: auto; object-fit: contain;}
+.gradio-container {width: 100% !important; max-width: 1280px !important; margin: 0 auto;}
+#sizes .grid-container {grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)) !important; gap: 4px;}
+#history .grid-container {grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important;}
+#result img, #images img {object-fit: contain;}
+#slider, #history {max-width: 100%; overflow: hidden;}
 footer {display: none !important;}
-@media (max-width: 640px) {.gradio-container {padding: 6px !important;} #chat {height: 60vh !important;}}
+@media (max-width: 640px) {
+  .gradio-container > * {padding: 8px !important;}
+  #chat {height: 60vh !important;}
+}
 """
 
 

@@ -74,6 +74,7 @@ def add_chat_tab(host: EngineHost) -> None:
     """Add the tab."""
     base_size = host.pipe.scheduler.config.resolution
     with gr.Tab("Chat", id="chat-tab"):
+        state = gr.State(new_conversation)
         chatbot = gr.Chatbot(label="Conversation", height=480, elem_id="chat", feedback_options=None, buttons=["copy"])
         box = gr.MultimodalTextbox(
             placeholder="Say something, with images if you like",
@@ -92,7 +93,6 @@ def add_chat_tab(host: EngineHost) -> None:
                 temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature of text", min_width=120)
                 guidance = gr.Number(None, label="Guidance scale of images", min_width=120)
             seed, is_random = seed_controls()
-    state = gr.State(new_conversation)
 
     async def answer(
         said: dict[str, Any],

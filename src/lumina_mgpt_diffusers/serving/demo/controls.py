@@ -30,7 +30,7 @@ def size_gallery(base_size: int) -> tuple[gr.Gallery, gr.State, gr.Markdown]:
     gallery = gr.Gallery(
         [(picture_of_size(*size), f"{size[1]}×{size[0]}") for size in sizes],
         label="Size",
-        columns=[4, 5, 6, 6, 8, 8],
+        columns=6,
         allow_preview=False,
         selected_index=sizes.index((base_size, base_size)),
         interactive=False,

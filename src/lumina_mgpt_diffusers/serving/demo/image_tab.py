@@ -22,7 +22,9 @@ MAX_IMAGES = 4
 def add_image_tab(host: EngineHost, history: gr.State) -> Any:
     """Add the tab. Gives the event of its button."""
     scale = host.pipe.vae_scale_factor
+    # Within the tab: tabs are counted by the children of what holds them.
     with gr.Tab("Image", id="image"), gr.Row():
+        results = gr.State(list)
         with gr.Column(min_width=300):
             prompt = gr.Textbox(label="Prompt", lines=3, placeholder="a red fox in the snow", elem_id="prompt")
             with gr.Row():
@@ -36,7 +38,7 @@ def add_image_tab(host: EngineHost, history: gr.State) -> Any:
         with gr.Column(min_width=300):
             images = gr.Gallery(
                 label="Images",
-                columns=[1, 2],
+                columns=2,
                 preview=False,
                 object_fit="contain",
                 height="auto",
@@ -46,7 +48,6 @@ def add_image_tab(host: EngineHost, history: gr.State) -> Any:
                 interactive=False,
             )
             settings = gr.Code(label="Settings", language="json", interactive=False, elem_id="settings")
-    results = gr.State(list)
 
     async def generate(
         prompt: str,
