@@ -143,20 +143,16 @@ def replicas(saved_folder):
     """Two replicas of the server."""
     from ray import serve
 
-    from lumina_mgpt_diffusers.serving.ray import Arguments, app
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    from lumina_mgpt_diffusers.serving.ray import app
 
     ray.init(num_cpus=4, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": 18765})
-    arguments = Arguments(
-        model=str(saved_folder),
-        name="tiny",
-        gpus_per_replica=0,
-        cpus_per_replica=1,
-        min_replicas=2,
-        max_replicas=2,
-        request_seconds=60,
-    )
-    serve.run(app(arguments), name="lumina", route_prefix="/")
+    # As `serve run` passes them on.
+    arguments = {"model": str(saved_folder), "name": "tiny", "gpus_per_replica": "0", "request_seconds": "60"}
+    arguments |= {"min_replicas": "2", "max_replicas": "2"}
+    serve.run(build(app, arguments), name="lumina", route_prefix="/")
     yield "http://127.0.0.1:18765"
     serve.shutdown()
     ray.shutdown()

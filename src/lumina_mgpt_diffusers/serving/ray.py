@@ -8,8 +8,7 @@ Each replica has a GPU and an engine of its own. Ray's proxies spread the reques
 A replica that dies loses what it was making, whose clients get an error; others go on, and Ray starts a new one.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: Ray Serve reads the class of the builder's argument.
 from pathlib import Path
 
 import torch
