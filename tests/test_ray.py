@@ -142,7 +142,6 @@ def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, sav
 def replicas(saved_folder):
     """Two replicas of the server."""
     from ray import serve
-
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
 
     from lumina_mgpt_diffusers.serving.ray import app
