@@ -18,6 +18,8 @@ DAY = 24 * 60 * 60
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1280px !important; margin: 0 auto;}
 #sizes .grid-container {grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)) !important; gap: 4px;}
+#sizes .caption-label {font-size: 10px; padding: 1px 3px; left: 2px; bottom: 2px; max-width: calc(100% - 4px);}
+#sizes .grid-wrap {max-height: 240px;}
 #history .grid-container {grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important;}
 #result img, #images img {object-fit: contain;}
 #slider, #history {max-width: 100%; overflow: hidden;}

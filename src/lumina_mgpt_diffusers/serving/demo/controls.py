@@ -30,12 +30,12 @@ def size_gallery(base_size: int) -> tuple[gr.Gallery, gr.State, gr.Markdown]:
     gallery = gr.Gallery(
         [(picture_of_size(*size), f"{size[1]}×{size[0]}") for size in sizes],
         label="Size",
+        show_label=False,
         columns=6,
         allow_preview=False,
         selected_index=sizes.index((base_size, base_size)),
         interactive=False,
         buttons=[],
-        height=230,
         object_fit="contain",
         elem_id="sizes",
         format="png",
@@ -56,8 +56,8 @@ def picture_of_size(height: int, width: int) -> PIL.Image.Image:
     """A small picture of the shape of an image."""
     picture = PIL.Image.new("RGB", (SIDE, SIDE), "#eef0fb")
     scale = 0.85 * SIDE / max(height, width)
-    half = (width * scale / 2, height * scale / 2)
-    box = (SIDE / 2 - half[0], SIDE / 2 - half[1], SIDE / 2 + half[0], SIDE / 2 + half[1])
+    left, top = (SIDE - width * scale) / 2, (SIDE - height * scale) / 2
+    box = (left, top, SIDE - left, SIDE - top)
     PIL.ImageDraw.Draw(picture).rectangle(box, fill="#6366f1", outline="#4338ca", width=2)
     return picture
 
