@@ -149,6 +149,7 @@ def add_chat_tab(host: EngineHost) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
+    chatbot.clear(new_conversation, None, state, cancels=[running], show_progress="hidden", api_visibility="private")
     example.click(lambda: {"text": EXAMPLE.format(base_size), "files": []}, None, box, api_visibility="private")
 
 
