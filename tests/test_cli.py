@@ -3,9 +3,14 @@
 
 import io
 import json
+import signal
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import PIL.Image
 import pytest
@@ -15,9 +20,13 @@ from omni import arrays
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline
 from lumina_mgpt_diffusers.cli import main
+from lumina_mgpt_diffusers.cli.serve import read_key
 
 
-COMMANDS = ["generate", "edit", "chat", "convert", "memory"]
+COMMANDS = ["generate", "edit", "chat", "app", "serve", "batch", "convert", "memory"]
+
+
+EXTRAS = {"fastapi", "starlette", "uvicorn", "prometheus_client", "gradio", "ray", "multipart", "openai"}
 
 
 @pytest.fixture
@@ -133,7 +142,73 @@ def test_help(run, command, capsys):
     assert f"lumina-mgpt {command}" in capsys.readouterr().out
 
 
+def test_what_an_extra_is_needed_for(refuses, monkeypatch, saved_folder):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    for name in [name for name in sys.modules if name.startswith("lumina_mgpt_diffusers.serving.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "pip install 'lumina-mgpt-diffusers[serve]'" in refuses("serve", "--model", saved_folder)
+
+
+def test_the_key_of_a_server(tmp_path, monkeypatch):
+    (tmp_path / "key").write_text("secret\n")
+    assert read_key(tmp_path / "key") == "secret" and read_key(None) is None
+    monkeypatch.setenv("LUMINA_MGPT_API_KEY", "other")
+    assert read_key(None) == "other"
+    (tmp_path / "key").write_text("\n")
+    with pytest.raises(ValueError, match="empty"):
+        read_key(tmp_path / "key")
+
+
+@pytest.mark.slow
+def test_serving_until_sigterm(saved_folder, tmp_path):
+    """What runs when the signal comes is finished, and the process ends well."""
+    command = [
+        sys.executable,
+        "-m",
+        "lumina_mgpt_diffusers.cli",
+        "serve",
+        "--model",
+        str(saved_folder),
+        "--name",
+        "tiny",
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log)
+        try:
+            end = time.monotonic() + 120
+            while time.monotonic() < end:
+                try:
+                    assert httpx.get(f"{url}/health").status_code == 200
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.2)
+            with ThreadPoolExecutor() as pool:
+                body = {"prompt": "a cat", "n": 8, "seed": 1}
+                pending = pool.submit(httpx.post, f"{url}/v1/images/generations", json=body, timeout=100)
+                while httpx.get(f"{url}/health").json()["running"] < 8:
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGTERM)
+                assert len(pending.result().json()["data"]) == 8
+            assert process.wait(60) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 @pytest.mark.slow
 def test_the_package_does_not_import_its_command():
     code = "import sys, lumina_mgpt_diffusers; assert 'lumina_mgpt_diffusers.cli' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_neither_the_package_nor_its_command_imports_an_extra():
+    code = f"""if True:
+        import sys
+        import lumina_mgpt_diffusers.cli, lumina_mgpt_diffusers.serving
+        assert not {EXTRAS} & sys.modules.keys()
+    """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -27,7 +27,7 @@ from lumina_mgpt_diffusers.lumina_mgpt.families import families, registry
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["index", "loading", "sampling", "memory_and_speed", "lora", "modular"]
+PAGES = ["index", "loading", "sampling", "memory_and_speed", "lora", "modular", "serving"]
 BLOCK = re.compile(r"(?:<!-- needs (?P<needs>.+?) -->\n)?```py\n(?P<code>.*?)```", re.DOTALL)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from .. import __version__
-from . import chat, convert, edit, generate, memory
+from . import app, batch, chat, convert, edit, generate, memory, serve
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("lumina-mgpt", description="Images and text with Lumina-mGPT.")
     parser.add_argument("--version", action="version", version=f"lumina-mgpt-diffusers {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, edit, chat, convert, memory):
+    for command in (generate, edit, chat, app, serve, batch, convert, memory):
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")

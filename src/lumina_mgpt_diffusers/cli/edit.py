@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..lumina_mgpt import LuminaMGPTImg2ImgPipeline
+from ..png import describe, save_png
 from .arguments import (
     add_model_arguments,
     add_sampler_arguments,
@@ -15,7 +16,6 @@ from .arguments import (
     load_pipeline,
     sampler_settings,
 )
-from .png import describe, save_png
 
 
 EXAMPLE = """\
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
     path, image = args.output.with_suffix(".png"), output.images[0]
     own = {"model": args.model, "prompt": args.prompt, "images": args.images, "seed": args.seed}
     save_png(image, path, {**own, "height": image.height, "width": image.width, **settings, **describe(pipe)})
+    print(f"Saved {path}")
     if output.arrays is not None:
         np.save(path.with_suffix(".npy"), output.arrays[0])
         print(f"Saved {path.with_suffix('.npy')}")

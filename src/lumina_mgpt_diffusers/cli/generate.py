@@ -4,6 +4,7 @@
 import argparse
 
 from ..lumina_mgpt import LuminaMGPTPipeline
+from ..png import describe, save_png
 from .arguments import (
     add_model_arguments,
     add_sampler_arguments,
@@ -13,7 +14,6 @@ from .arguments import (
     output_paths,
     sampler_settings,
 )
-from .png import describe, save_png
 
 
 EXAMPLE = """\
@@ -62,3 +62,4 @@ def run(args: argparse.Namespace) -> None:
     for prompt, seed, image, path in zip(prompts, seeds, images, output_paths(args.output, seeds)):
         own = {"model": args.model, "prompt": prompt, "height": image.height, "width": image.width, "seed": seed}
         save_png(image, path, {**own, **settings, "batch_size": len(images), **describe(pipe)})
+        print(f"Saved {path}")

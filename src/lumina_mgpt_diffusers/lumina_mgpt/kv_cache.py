@@ -194,6 +194,12 @@ class SlotCache(Cache):
             layer.keys.zero_()
             layer.values.zero_()
 
+    def clear_row(self, row: int) -> None:
+        """Zero the slots of a row that may hold a NaN."""
+        for layer in self.layers:
+            layer.keys[row].zero_()
+            layer.values[row].zero_()
+
     @property
     def num_bytes(self) -> int:
         """Memory that the slots take."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
 import torch
 from diffusers.utils import replace_example_docstring
-from tokenizers.decoders import DecodeStream
 
+from .answer_reader import AnswerReader
 from .calls import Call, arguments_of, call_arguments, stream_signature
 from .chat_messages import Turns, read_messages, split_batch
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
@@ -62,7 +63,7 @@ class Answers:
         pipe ([`LuminaMGPTChatPipeline`]): The pipeline.
         call ([`Call`]): Says when to stop.
         engine ([`Engine`]): The engine.
-        turns (`list[Request]`): What is to be answered, without the keys of their noise.
+        requests (`list[Request]`): What is to be answered, without the keys of their noise.
         conversations (`list[LuminaMGPTConversation]`): The conversation of each.
         befores (`list[list[int]]`): The tokens of each conversation that its turn was encoded after.
         generator (`torch.Generator` or `list[torch.Generator]`, *optional*): That of the call.
@@ -73,13 +74,13 @@ class Answers:
         pipe: LuminaMGPTChatPipeline,
         call: Call,
         engine: Engine,
-        turns: Sequence[Request],
+        requests: Sequence[Request],
         conversations: Sequence[LuminaMGPTConversation],
         befores: Sequence[list[int]],
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> None:
         self.pipe, self.call, self.engine = pipe, call, engine
-        self.turns, self.conversations, self.befores = turns, conversations, befores
+        self.requests, self.conversations, self.befores = requests, conversations, befores
         self.generator = generator
         self.rows: list[Row] = []
 
@@ -90,10 +91,9 @@ class Answers:
         with ExitStack() as turns:
             for conversation, before in zip(self.conversations, self.befores):
                 turns.enter_context(conversation.turn(before))
-            self._assign_generators()
+            self.draw_keys()
             kind = engine.cache_kind
-            for request, conversation in zip(self.turns, self.conversations):
-                request.key = draw_key(conversation.generator)
+            for request, conversation in zip(self.requests, self.conversations):
                 request.cache, request.num_cached = conversation.take_cache(kind)
                 self.rows.append(engine.submit(request))
             try:
@@ -108,7 +108,7 @@ class Answers:
                         conversation.extend(row.tokens, row.finish_reason, row.cache, row.num_fed, kind)
 
     def _sample(self, engine: Engine) -> Iterator[tuple[int, SampledText | SampledImage]]:
-        with self.pipe.progress_bar(total=sum(request.max_new_tokens for request in self.turns)) as progress_bar:
+        with self.pipe.progress_bar(total=sum(request.max_new_tokens for request in self.requests)) as progress_bar:
             while not engine.is_idle and not self.call.interrupt:
                 engine.step()
                 for index, row in enumerate(self.rows):
@@ -120,6 +120,12 @@ class Answers:
         for index, row in enumerate(self.rows):
             engine.stop(row)
             yield from ((index, piece) for piece in row.take_pieces())
+
+    def draw_keys(self) -> None:
+        """Give the requests the keys of their noise, from the generators of their conversations."""
+        self._assign_generators()
+        for request, conversation in zip(self.requests, self.conversations):
+            request.key = draw_key(conversation.generator)
 
     def _assign_generators(self) -> None:
         """Give the conversations the generators of the call, those without any a random one."""
@@ -250,7 +256,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         """
         return_dict = check_flag("return_dict", return_dict)
         answers, is_batch = self._start(**call_arguments(locals()))
-        pieces: list[list[SampledText | SampledImage]] = [[] for _ in answers.turns]
+        pieces: list[list[SampledText | SampledImage]] = [[] for _ in answers.requests]
         for index, piece in answers:
             pieces[index].append(piece)
 
@@ -262,6 +268,23 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         if not return_dict:
             outputs = [output.to_tuple() for output in outputs]
         return outputs if is_batch else outputs[0]
+
+    def prepare(self, *args, **kwargs) -> Answers:
+        """
+        All that comes before sampling: check the arguments, which are those of [`stream`], and encode what goes in.
+
+        For those who sample the requests themselves, many calls in one [`Engine`]. Conversations cannot be gone on
+        with: pass all their messages.
+
+        Returns:
+            [`Answers`]: With a request for each answer. An [`answer_reader`] makes text and images of what is sampled.
+        """
+        arguments = arguments_of(self.stream, *args, **kwargs)
+        if arguments["conversation"] is not None:
+            raise ValueError("`conversation` has to be None here. Pass all messages of the conversation.")
+        answers, _ = self._start(**arguments)
+        answers.draw_keys()
+        return answers
 
     def stream(self, *args, **kwargs) -> Iterator[TextPart | ImagePart]:
         r"""
@@ -399,26 +422,14 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
     def _to_parts(
         self, pieces: Iterable[SampledText | SampledImage], output_type: str
     ) -> Iterator[TextPart | ImagePart]:
-        text, held = DecodeStream(), []
-
-        def rest() -> Iterator[TextPart]:
-            nonlocal text
-            if held:  # bytes that are no whole character
-                yield TextPart(self.tokenizer.decode(held, clean_up_tokenization_spaces=False))
-            text = DecodeStream()
-            held.clear()
-
+        reader = self.answer_reader(output_type)
         for piece in pieces:
-            if isinstance(piece, SampledImage):
-                yield from rest()
-                yield self._to_image_part(piece, output_type)
-                continue
-            held += piece.ids
-            chunk = text.step(self.tokenizer.backend_tokenizer, piece.ids)
-            if chunk is not None:
-                held.clear()
-                yield TextPart(chunk)
-        yield from rest()
+            yield from reader.read(piece)
+        yield from reader.rest()
+
+    def answer_reader(self, output_type: str = "pil") -> AnswerReader:
+        """What turns the pieces that an engine samples of one answer into text and images, see [`AnswerReader`]."""
+        return AnswerReader(self.tokenizer, functools.partial(self._to_image_part, output_type=output_type))
 
     def _to_image_part(self, piece: SampledImage, output_type: str) -> ImagePart:
         image = None

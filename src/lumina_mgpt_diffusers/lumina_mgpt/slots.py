@@ -127,6 +127,8 @@ class Slots:
         """Give rows of the cache up; the last ones move to where there is a hole."""
         for index in sorted(map(self.entries.index, unwanted), reverse=True):
             last = self.entries.pop()
+            if (last if index == len(self.entries) else self.entries[index])[0].error is not None:
+                self.cache.clear_row(index)
             if index < len(self.entries):
                 self.cache.copy_row(len(self.entries), index, last[0].num_fed - self._offset(*last) + 1)
                 self.entries[index] = last

@@ -12,8 +12,8 @@ import torch
 import transformers
 from PIL.PngImagePlugin import PngInfo
 
-from .. import __version__
-from ..lumina_mgpt.pipeline_base import LuminaMGPTBasePipeline
+from . import __version__
+from .lumina_mgpt.pipeline_base import LuminaMGPTBasePipeline
 
 
 def describe(pipe: LuminaMGPTBasePipeline) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def describe(pipe: LuminaMGPTBasePipeline) -> dict[str, Any]:
 
 def save_png(image: PIL.Image.Image, path: str | os.PathLike, settings: dict[str, Any]) -> None:
     """
-    Save an image with its settings as JSON under `parameters` in its metadata, and say so.
+    Save an image with its settings as JSON under `parameters` in its metadata.
 
     Args:
         image (`PIL.Image.Image`): The image.
@@ -43,10 +43,14 @@ def save_png(image: PIL.Image.Image, path: str | os.PathLike, settings: dict[str
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    info = PngInfo()
-    info.add_text("parameters", json.dumps({name: value for name, value in settings.items() if value is not None}))
     # Under another name first, so that an interruption leaves no half of a file.
     partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="PNG", pnginfo=info)
+    image.save(partial, format="PNG", pnginfo=png_info(settings))
     os.replace(partial, path)
-    print(f"Saved {path}")
+
+
+def png_info(settings: dict[str, Any]) -> PngInfo:
+    """Metadata with settings as JSON under `parameters`; those that are None are left out."""
+    info = PngInfo()
+    info.add_text("parameters", json.dumps({name: value for name, value in settings.items() if value is not None}))
+    return info

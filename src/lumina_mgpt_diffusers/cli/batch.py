@@ -1,0 +1,78 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""`lumina-mgpt batch`: images of many prompts, on many machines."""
+
+import argparse
+import functools
+from pathlib import Path
+
+from ..lumina_mgpt import LuminaMGPTPipeline
+from .arguments import (
+    add_model_arguments,
+    add_sampler_arguments,
+    add_size_arguments,
+    load_pipeline,
+    sampler_settings,
+)
+from .extras import import_extra
+
+
+EXAMPLE = """\
+examples:
+  lumina-mgpt batch prompts.jsonl --output images --model lumina-mgpt-7b-768 --num_actors 8
+  lumina-mgpt batch user/prompts --split train --output /shared/images --model lumina-mgpt-7b-768 --ray auto
+
+Killed anywhere and started again with the same arguments it goes on; at the end every row is there once. Rows may have
+an `id`, a `negative_prompt`, `height`, `width` and settings of the sampler of their own. The images are in
+OUTPUT/images, and OUTPUT/metadata is a parquet dataset that says what each is. It needs the extra `ray`.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "batch",
+        help="images of many prompts, on many machines",
+        description="Generate an image for each of many prompts, on all GPUs of a machine or of a Ray cluster.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompts", metavar="PROMPTS", help="a .parquet, .jsonl, .json, .csv or .txt file, or a Hub id")
+    parser.add_argument("--output", type=Path, required=True, help="folder, which all machines have to see")
+    parser.add_argument("--split", default="train", help="of a dataset of the Hub; default: %(default)s")
+    parser.add_argument("--prompt_column", default="prompt", help="default: %(default)s")
+    parser.add_argument("--id_column", default="id", help="default: %(default)s, or else the number of the row")
+    parser.add_argument("--seed", type=int, default=0, help="of the job; default: %(default)s")
+    add_size_arguments(parser, "the model's base size")
+    group = parser.add_argument_group("machines")
+    group.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster, or `auto`; default: this machine alone")
+    group.add_argument("--num_actors", type=int, default=1, help="processes with a model; default: %(default)s")
+    group.add_argument("--gpus_per_actor", type=float, help="default: 1 with --device cuda, else 0")
+    group.add_argument("--cpus_per_actor", type=float, default=1, help="default: %(default)s")
+    group.add_argument(
+        "--max_slots", type=int, default=32, help="of a batch, an image takes two; default: %(default)s"
+    )
+    group.add_argument("--rows_per_task", type=int, default=32, help="lost when an actor dies; default: %(default)s")
+    add_sampler_arguments(parser)
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    ray_batch = import_extra("serving.ray_batch", "ray")
+    batch_job = import_extra("serving.batch_job", "ray")
+    rows = batch_job.load_prompts(args.prompts, args.split, args.prompt_column, args.id_column)
+    settings = {"height": args.height, "width": args.width, **sampler_settings(args)}
+    job = batch_job.BatchJob.create(args.output, rows, args.seed, args.model, settings)
+    ray_batch.ray.init(
+        address=args.ray, ignore_reinit_error=True, include_dashboard=False if args.ray is None else None
+    )
+    gpus = args.gpus_per_actor
+    number = ray_batch.run_batch(
+        job,
+        functools.partial(load_pipeline, LuminaMGPTPipeline, args),
+        num_actors=args.num_actors,
+        num_gpus=(0 if args.device == "cpu" else 1) if gpus is None else gpus,
+        num_cpus=args.cpus_per_actor,
+        max_slots=args.max_slots,
+        rows_per_task=args.rows_per_task,
+    )
+    print(f"{number} rows are done, in {args.output}")

@@ -1,0 +1,78 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The page: a tab for images, one for tasks, one for chat, and the history of the visit."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from ..host import EngineHost
+from .chat_tab import add_chat_tab
+from .history import add_history_tab, new_history
+from .image_tab import add_image_tab
+from .task_tab import add_task_tab
+
+
+# Files of results are removed from the disk after a day.
+DAY = 24 * 60 * 60
+
+CSS = """
+.gradio-container {width: 100% !important; max-width: 1280px !important; margin: 0 auto;}
+#sizes .grid-container {grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)) !important; gap: 4px;}
+#sizes .caption-label {font-size: 10px; padding: 1px 3px; left: 2px; bottom: 2px; max-width: calc(100% - 4px);}
+#sizes .grid-wrap {max-height: 240px;}
+#history .grid-container {grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important;}
+#result img, #images img {object-fit: contain;}
+#slider, #history {max-width: 100%; overflow: hidden;}
+footer {display: none !important;}
+@media (max-width: 640px) {
+  .gradio-container > * {padding: 8px !important;}
+  #chat {height: 60vh !important;}
+}
+"""
+
+
+def build_demo(host: EngineHost, title: str = "Lumina-mGPT") -> gr.Blocks:
+    """
+    The page of a host, whose batch all its visitors share.
+
+    Args:
+        host ([`EngineHost`]): Runs the model.
+        title (`str`, defaults to `"Lumina-mGPT"`): What stands above it.
+    """
+    with gr.Blocks(title=title, delete_cache=(60 * 60, DAY), analytics_enabled=False) as demo:
+        gr.Markdown(f"# {title}")
+        history = gr.State(new_history)
+        with gr.Tabs():
+            finished = [add_image_tab(host, history), add_task_tab(host, history)]
+            add_chat_tab(host)
+            add_history_tab(history, finished)
+    # Whoever comes waits in the host, which knows how much fits.
+    demo.queue(default_concurrency_limit=None, max_size=1000)
+    return demo
+
+
+def launch(demo: gr.Blocks, address: str = "127.0.0.1", port: int = 7860, block: bool = True) -> str:
+    """
+    Serve the page.
+
+    Args:
+        demo (`gr.Blocks`): From [`build_demo`].
+        address (`str`, defaults to `"127.0.0.1"`), port (`int`, defaults to 7860): Where to listen; 0 for any port.
+        block (`bool`, defaults to `True`): Whether to return only at the end.
+
+    Returns:
+        `str`: Its URL.
+    """
+    _, url, _ = demo.launch(
+        server_name=address,
+        server_port=port or None,
+        prevent_thread_lock=not block,
+        share=False,
+        quiet=not block,
+        css=CSS,
+        theme=gr.themes.Soft(),
+        ssr_mode=False,
+        max_file_size="32mb",
+        show_error=False,
+    )
+    return url

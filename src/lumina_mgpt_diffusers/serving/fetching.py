@@ -1,0 +1,112 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Fetching images that clients name by a URL, from hosts that the operator lists and nowhere else.
+
+The addresses of a name are checked, and the connection goes to the address that was checked, since a name may lead
+elsewhere when it is asked again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections.abc import Collection
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+
+from .errors import ApiError
+
+
+MAX_REDIRECTS = 3
+
+CHUNK = 64 << 10
+
+
+def fetch(url: str, hosts: Collection[str], max_bytes: int, seconds: float) -> bytes:
+    """
+    The body of what a URL leads to.
+
+    Args:
+        url (`str`): An http or https URL.
+        hosts (`Collection[str]`): Names of hosts that it and its redirects may lead to.
+        max_bytes (`int`): Longest body.
+        seconds (`float`): Time for all of it.
+
+    Raises:
+        [`ApiError`]: If it leads elsewhere, or there is no such body. It tells nothing of what is there instead.
+    """
+    deadline = time.monotonic() + seconds
+    for _ in range(MAX_REDIRECTS + 1):
+        target, port, address = _check(url, hosts)
+        redirect, body = _get(url, target, port, address, max_bytes, deadline)
+        if redirect is None:
+            return body
+        url = urljoin(url, redirect)
+    raise _failure("it redirects too often")
+
+
+def _failure(reason: str, code: str = "image_url_failed") -> ApiError:
+    return ApiError(400, f"The image of this URL cannot be used: {reason}.", code, "image_url")
+
+
+def _check(url: str, hosts: Collection[str]) -> tuple[str, int, str]:
+    """Host, port and address that a URL leads to, if it may."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise _failure("it is malformed") from error
+    if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
+        raise _failure("it has to be an http or https URL of a host, without a name or password")
+    if host not in hosts or port not in (None, 80, 443):
+        raise _failure("its host is not among those that this server may fetch from", "image_url_forbidden")
+    port = port or (443 if parts.scheme == "https" else 80)
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError) as error:
+        raise _failure("its host has no address") from error
+    if not found or not all(is_public(address) for address in found):
+        raise _failure("its host has an address that is not public", "image_url_forbidden")
+    return host, port, min(found)
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the internet, neither private nor of the machine nor a wrapped one."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    if getattr(parsed, "teredo", None) is not None:
+        return False
+    return (inner is None or is_public(str(inner))) and parsed.is_global and not parsed.is_multicast
+
+
+def _get(url: str, host: str, port: int, address: str, max_bytes: int, deadline: float) -> tuple[str | None, bytes]:
+    """Where a URL redirects to, or its body."""
+    parts = urlsplit(url)
+    left = max(deadline - time.monotonic(), 0.01)
+    options = {"timeout": urllib3.Timeout(total=left), "retries": False, "maxsize": 1}
+    if parts.scheme == "https":
+        pool = urllib3.HTTPSConnectionPool(
+            address, port, server_hostname=host, assert_hostname=host, cert_reqs="CERT_REQUIRED", **options
+        )
+    else:
+        pool = urllib3.HTTPConnectionPool(address, port, **options)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    headers = {"Host": parts.netloc, "Accept": "image/*", "Accept-Encoding": "identity"}
+    try:
+        with pool, pool.urlopen("GET", path, headers=headers, redirect=False, preload_content=False) as response:
+            if response.status in (301, 302, 303, 307, 308):
+                return response.headers.get("Location", ""), b""
+            if response.status != 200:
+                raise _failure("there is no such image")
+            body = bytearray()
+            for chunk in response.stream(CHUNK, decode_content=False):
+                body += chunk
+                if len(body) > max_bytes:
+                    raise _failure(f"it has more than {max_bytes} bytes")
+                if time.monotonic() > deadline:
+                    raise _failure("it takes too long")
+            return None, bytes(body)
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise _failure("it cannot be fetched") from error

@@ -1,0 +1,123 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+The server on many machines: the same application as a deployment of Ray Serve.
+
+    serve run lumina_mgpt_diffusers.serving.ray:app model=lumina-mgpt-7b-768-omni max_replicas=8
+
+Each replica has a GPU and an engine of its own. Ray's proxies spread the requests over them and pass streams through.
+A replica that dies loses what it was making, whose clients get an error; others go on, and Ray starts a new one.
+"""
+
+# No `from __future__ import annotations` here: Ray Serve reads the class of the builder's argument.
+from pathlib import Path
+
+import torch
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from ..lumina_mgpt import LuminaMGPTPipeline
+from .host import EngineHost
+from .limits import ServerLimits
+from .server import build_app
+
+
+class Arguments(BaseModel):
+    """
+    What the command may say, as `name=value`.
+
+    Args:
+        model (`str`): Hub id or folder, which all machines have to see.
+        name (`str`, *optional*): The model's name for clients, by default that of its folder.
+        original_vqgan (`str`, *optional*): VQ model of an original checkpoint.
+        device (`str`, *optional*), dtype (`str`, *optional*): By default `"cuda"` and `"bfloat16"` with a GPU.
+        compile (`bool`, defaults to `False`): Whether to compile the transformer.
+        gpus_per_replica (`float`, defaults to 1), cpus_per_replica (`float`, defaults to 1): Of each replica.
+        min_replicas (`int`, defaults to 1), max_replicas (`int`, defaults to 1): Bounds of the autoscaling.
+        max_slots (`int`), max_waiting (`int`), max_length (`int`): See [`EngineHost`].
+        request_seconds (`float`): See [`ServerLimits`]. A replica that is to end finishes what it runs within this.
+        api_key_file (`str`, *optional*): File with the key that clients have to know.
+        fetch_from (`list[str]`): Hosts whose images clients may name by URLs.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str
+    name: str | None = None
+    original_vqgan: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    compile: bool = False
+    gpus_per_replica: float = 1
+    cpus_per_replica: float = 1
+    min_replicas: int = 1
+    max_replicas: int = 1
+    max_slots: int = 32
+    max_waiting: int = 64
+    max_length: int = 16384
+    request_seconds: float = ServerLimits.request_seconds
+    api_key_file: str | None = None
+    fetch_from: list[str] = []
+
+
+@serve.ingress()
+class Replica:
+    """
+    A pipeline with its engine and application.
+
+    Args:
+        arguments ([`Arguments`]): Those of the command.
+    """
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
+        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = arguments.dtype or ("float32" if device == "cpu" else "bfloat16")
+        pipe = LuminaMGPTPipeline.from_pretrained(
+            arguments.model, original_vqgan=arguments.original_vqgan, dtype=getattr(torch, dtype)
+        ).to(device)
+        if arguments.compile:
+            pipe.transformer.compile(**({"mode": "reduce-overhead", "fullgraph": True} if device == "cuda" else {}))
+        self._host = EngineHost(pipe, arguments.max_slots, arguments.max_waiting, arguments.max_length)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        arguments = self._arguments
+        key_file = arguments.api_key_file
+        return build_app(
+            self._host,
+            arguments.name or Path(arguments.model).resolve().name,
+            ServerLimits(request_seconds=arguments.request_seconds),
+            None if key_file is None else Path(key_file).read_text(encoding="utf-8").strip(),
+            arguments.fetch_from,
+        )
+
+    def check_health(self) -> None:
+        """Ray replaces a replica for which this raises."""
+        if not self._host.is_alive:
+            raise RuntimeError("The engine of this replica cannot go on.")
+
+
+def app(args: Arguments) -> serve.Application:
+    """
+    The application, for `serve run lumina_mgpt_diffusers.serving.ray:app model=…`.
+
+    Args:
+        args ([`Arguments`]): What the command says.
+    """
+    # The replica itself says 429 when its queue is full; until then Ray may send it all that it has room for.
+    room = args.max_slots + args.max_waiting
+    deployment = serve.deployment(
+        Replica,
+        name="LuminaMGPT",
+        max_ongoing_requests=room + args.max_waiting,
+        autoscaling_config={
+            "min_replicas": args.min_replicas,
+            "max_replicas": max(args.max_replicas, args.min_replicas),
+            # Half of the places of a batch, an image taking two.
+            "target_ongoing_requests": max(args.max_slots // 4, 1),
+        },
+        ray_actor_options={"num_gpus": args.gpus_per_replica, "num_cpus": args.cpus_per_replica},
+        graceful_shutdown_timeout_s=args.request_seconds,
+        health_check_period_s=5,
+    )
+    return deployment.bind(args)

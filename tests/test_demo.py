@@ -1,0 +1,273 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+The demo in a real browser: Debian's chromium, driven by playwright. Without these, or without gradio, it is skipped.
+
+`LUMINA_MGPT_SCREENSHOTS` names a folder for pictures of the pages.
+"""
+
+import json
+import os
+import runpy
+import shutil
+import time
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from serving_helpers import photo, same, seeded
+
+from lumina_mgpt_diffusers import LuminaMGPTImg2ImgPipeline
+from lumina_mgpt_diffusers.serving import EngineHost
+
+
+gradio = pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
+]
+
+SLOW = 0.05
+"""Seconds that a step takes at least where rows are watched as they grow."""
+
+
+@pytest.fixture(scope="module")
+def host(trained_pipe):
+    with EngineHost(trained_pipe, max_slots=8, num_draft_tokens=0) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def url(host):
+    from lumina_mgpt_diffusers.serving.demo import build_demo, launch
+
+    demo = build_demo(host, "Tiny")
+    yield launch(demo, port=0, block=False)
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as own:
+        browser = own.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def slow_steps(monkeypatch, trained_pipe):
+    forward = type(trained_pipe.transformer).forward
+
+    def wait(self, *args, **kwargs):
+        time.sleep(SLOW)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(trained_pipe.transformer), "forward", wait)
+
+
+def shoot(page, name: str) -> None:
+    folder = os.environ.get("LUMINA_MGPT_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=False)
+
+
+@pytest.fixture
+def open_page(browser, url):
+    pages = []
+
+    def open_one(width: int = 1280, height: int = 900):
+        context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        page.locator("#prompt textarea").wait_for()
+        pages.append((context, errors))
+        return page
+
+    yield open_one
+    for context, errors in pages:
+        context.close()
+        assert not errors
+
+
+def text_of(page, element: str) -> str:
+    """What the editor of an element holds, which is only there when there is something."""
+    editor = page.locator(f"{element} .cm-content")
+    return editor.inner_text().strip() if editor.count() else ""
+
+
+def settings_of(page, element: str) -> dict:
+    end = time.monotonic() + 60
+    while not (text := text_of(page, element)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return json.loads(text)
+
+
+def set_seed(page, seed: int, tab: str = "") -> None:
+    page.get_by_label("Another seed every time").locator("visible=true").first.uncheck()
+    page.locator("input[aria-label='Seed']").locator("visible=true").first.fill(str(seed))
+
+
+def test_an_image_grows_and_is_that_of_a_plain_call(open_page, trained_pipe, slow_steps, tmp_path):
+    page = open_page()
+    page.locator("#prompt textarea").fill("a cat")
+    set_seed(page, 7)
+    page.locator("#sizes button.thumbnail-lg").nth(0).click()
+    page.get_by_text("96 × 96").wait_for()
+    page.locator("#generate").click()
+    sources = set()
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not text_of(page, "#settings"):
+        images = page.locator("#images img")
+        if images.count():
+            sources.add(images.first.get_attribute("src"))
+            if len(sources) == 3:
+                shoot(page, "growing")
+        time.sleep(0.02)
+    assert len(sources) >= 3
+    settings = settings_of(page, "#settings")
+    assert settings == {"prompt": "a cat", "height": 96, "width": 96, "seed": 7}
+    shoot(page, "image")
+
+    page.locator("#images button.thumbnail-lg").first.click()
+    with page.expect_download() as download:
+        page.locator("#images").get_by_label("Download").first.click()
+    path = tmp_path / "image.png"
+    download.value.save_as(path)
+    image = PIL.Image.open(path)
+    assert json.loads(image.text["parameters"])["seed"] == 7
+    assert same(image, trained_pipe("a cat", generator=seeded(7)).images[0])
+
+
+def test_cancelling_frees_the_rows(open_page, host, slow_steps):
+    page = open_page()
+    page.locator("#prompt textarea").fill("a cat")
+    page.locator("#generate").click()
+    page.locator("#images img").first.wait_for()
+    before = host.num_cancelled
+    page.locator("#cancel").click()
+    end = time.monotonic() + 2
+    while host._held:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert host.num_cancelled == before + 1
+    # And it goes on
+    page.locator("#generate").click()
+    assert settings_of(page, "#settings")["prompt"] == "a cat"
+
+
+def test_a_visitor_who_closes_the_page_frees_the_rows(open_page, host, slow_steps):
+    page = open_page()
+    page.locator("#prompt textarea").fill("a cat")
+    page.locator("#generate").click()
+    page.locator("#images img").first.wait_for()
+    page.close()
+    end = time.monotonic() + 5
+    while host._held:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_visitors_share_the_batch(open_page, host, slow_steps):
+    pages = [open_page() for _ in range(3)]
+    for page in pages:
+        page.locator("#prompt textarea").fill("a cat")
+        page.locator("#generate").click()
+    most = 0
+    end = time.monotonic() + 60
+    while host._held or not most:
+        most = max(most, host.num_running)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert most == 3
+    for page in pages:
+        assert settings_of(page, "#settings")
+
+
+def test_what_is_wrong_is_said(open_page):
+    page = open_page()
+    page.locator("#prompt textarea").fill("a cat")
+    page.get_by_text("Sampler", exact=True).first.click()
+    page.locator("#sampler-temperature input").first.fill("-1")
+    page.locator("#generate").click()
+    page.get_by_text("`temperature`").first.wait_for()
+
+
+def test_a_task_before_and_after(open_page, trained_pipe, tmp_path):
+    photo().save(tmp_path / "photo.png")
+    page = open_page()
+    page.get_by_role("tab", name="Tasks").click()
+    page.locator("#input input[type=file]").set_input_files(tmp_path / "photo.png")
+    page.locator("#input img").wait_for()
+    page.locator("#task input").click()
+    page.get_by_role("option", name="depth").click()
+    page.locator("#task-prompt").wait_for(state="hidden")
+    set_seed(page, 3)
+    page.locator("#run").click()
+    settings = settings_of(page, "#task-settings")
+    assert settings["task"] == "depth" and settings["seed"] == 3
+    assert page.locator("#slider img").count() == 2
+    shoot(page, "task")
+    with page.expect_download() as download:
+        page.locator("#result").get_by_label("Download").first.click()
+    download.value.save_as(tmp_path / "depth.png")
+    pipe = LuminaMGPTImg2ImgPipeline.from_pipe(trained_pipe)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(image=photo(), task="depth", generator=seeded(3)).images[0]
+    assert same(PIL.Image.open(tmp_path / "depth.png"), expected)
+    page.get_by_role("tab", name="History").click()
+    page.locator("#history img").first.wait_for()
+    shoot(page, "history")
+
+
+def test_a_chat_with_images_in_and_out(open_page, tmp_path):
+    photo().save(tmp_path / "photo.png")
+    page = open_page()
+    page.get_by_role("tab", name="Chat").click()
+    page.locator("#chat-box textarea").fill("Tell a story with two pictures.")
+    page.locator("#chat-box textarea").press("Enter")
+    page.locator("#chat img").first.wait_for()
+    end = time.monotonic() + 60
+    while page.locator("#chat .bot img").count() < 1:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    page.locator("#chat-box .submit-button").wait_for()
+    shoot(page, "chat")
+    before = page.locator("#chat .user").count()
+    page.locator("#chat-box input[type=file]").set_input_files(tmp_path / "photo.png")
+    page.locator("#chat-box img").wait_for()
+    page.locator("#chat-box textarea").fill("What is this?")
+    page.locator("#chat-box textarea").press("Enter")
+    while page.locator("#chat .user").count() <= before:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    page.locator("#chat-box .submit-button").wait_for()
+
+
+@pytest.mark.parametrize("tab", ["Image", "Tasks", "Chat", "History"])
+def test_the_width_of_a_phone(open_page, tab):
+    page = open_page(390, 844)
+    page.get_by_role("tab", name=tab).click()
+    page.wait_for_timeout(300)
+    tabs = page.get_by_role("tab").locator("visible=true").all_inner_texts()
+    assert [one.strip() for one in tabs] == ["Image", "Tasks", "Chat", "History"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shoot(page, f"phone-{tab.lower()}")
+
+
+def test_the_space(monkeypatch, saved_folder, random_pipe):
+    monkeypatch.setenv("MODEL", str(saved_folder))
+    monkeypatch.setenv("SECONDS_PER_CODE", "2")  # so slow that not all sizes can be had
+    space = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "space" / "app.py"))
+    assert isinstance(space["demo"], gradio.Blocks)
+    height, width = space["size_of"]("1:1", 96, 16)
+    assert (height, width) == (64, 64) and space["size_of"]("9:16", 768, 16) == (96, 32)
+    *grown, (image, seed) = space["generate"]("a cat", "1:1", 5, False)
+    assert seed == 5 and same(image, random_pipe("a cat", height=64, width=64, generator=seeded(5)).images[0])
+    assert space["seconds_for"]("a cat", "1:1", 5, False) <= 60

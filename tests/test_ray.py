@@ -1,0 +1,205 @@
+# Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Ray: jobs whose actors, workers, nodes and driver are killed, and the server on replicas.
+
+`LUMINA_MGPT_TEST_KILLS` says how often a job is killed (default: 20).
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from lumina_mgpt_diffusers.serving.batch_job import BatchJob
+
+
+ray = pytest.importorskip("ray")
+
+pytestmark = pytest.mark.slow
+
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+COMMAND = [sys.executable, "-m", "lumina_mgpt_diffusers.cli"]
+
+NUM_ROWS = 24
+
+KINDS = ["actor", "node", "worker", "driver"]
+"""What is killed, in turns."""
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"id": f"row {n}", "prompt": f"a cat {n}"}) for n in range(NUM_ROWS)))
+    return path
+
+
+@pytest.fixture
+def cluster():
+    """Two nodes on this machine; a third can be added."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=2)
+    yield cluster
+    cluster.shutdown()
+
+
+def batch(prompts: Path, folder: Path, model: Path, *options: str) -> list[str]:
+    sizes = ["--height", "64", "--width", "64", "--rows_per_task", "2", "--max_slots", "4"]
+    own = ["batch", str(prompts), "--output", str(folder), "--model", str(model), "--device", "cpu", *sizes, *options]
+    return [*COMMAND, *own]
+
+
+def images_of(folder: Path) -> dict[str, bytes]:
+    job = BatchJob.open(folder)
+    assert job.check_complete() == NUM_ROWS
+    rows = [row for file in job.metadata.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert all(row["error"] is None for row in rows)
+    return {row["id"]: (folder / row["path"]).read_bytes() for row in rows}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prompts, saved_folder, tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "job"
+    subprocess.run(batch(prompts, folder, saved_folder), env=ENVIRONMENT, check=True, timeout=250)
+    return images_of(folder)
+
+
+def test_a_job(undisturbed, prompts, saved_folder, random_pipe):
+    import io
+
+    import PIL.Image
+    from serving_helpers import same, seeded
+
+    image = PIL.Image.open(io.BytesIO(undisturbed["row 3"]))
+    seed = json.loads(image.text["parameters"])["seed"]
+    assert same(image, random_pipe("a cat 3", height=64, width=64, generator=seeded(seed)).images[0])
+
+
+def processes(name: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if name in " ".join(process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, saved_folder, tmp_path):
+    """Kills of an actor, of any worker, of a node and of the driver, at any time."""
+    kills, choice, folder = int(os.environ.get("LUMINA_MGPT_TEST_KILLS", 20)), random.Random(0), tmp_path / "job"
+    command = batch(prompts, folder, saved_folder, "--ray", cluster.address, "--cpus_per_actor", "1")
+    done: list[str] = []
+    driver = None
+    while kills > 0:
+        if driver is None or driver.poll() is not None:
+            if driver is not None and driver.returncode == 0:
+                # It was faster than the kills: begin again, with another folder.
+                assert images_of(folder) == undisturbed
+                folder = tmp_path / f"job-{len(done)}"
+                command[command.index("--output") + 1] = str(folder)
+            driver = subprocess.Popen(command, env=ENVIRONMENT)
+        time.sleep(choice.uniform(1, 12))
+        kind = KINDS[len(done) % len(KINDS)]
+        if kind == "driver":
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+        elif kind == "node":
+            cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+            cluster.add_node(num_cpus=2)
+        else:
+            victims = processes("ray::" + ("MapWorker" if kind == "actor" else "")) or processes("ray::")
+            if not victims:
+                continue
+            try:
+                choice.choice(victims).kill()
+            except psutil.NoSuchProcess:
+                continue
+        done.append(kind)
+        kills -= 1
+    driver.wait(200) if driver.poll() is None else None
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=250)
+    print(f"\nkilled: {done}")
+    assert images_of(folder) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def replicas(saved_folder):
+    """Two replicas of the server."""
+    from ray import serve
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    from lumina_mgpt_diffusers.serving.ray import app
+
+    ray.init(num_cpus=4, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": 18765})
+    # As `serve run` passes them on.
+    arguments = {"model": str(saved_folder), "name": "tiny", "gpus_per_replica": "0", "request_seconds": "60"}
+    arguments |= {"min_replicas": "2", "max_replicas": "2"}
+    serve.run(build(app, arguments), name="lumina", route_prefix="/")
+    yield "http://127.0.0.1:18765"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def test_replicas_serve_what_a_plain_call_gives(replicas, random_pipe):
+    import openai
+    from serving_helpers import from_base64, same, seeded
+
+    client = openai.OpenAI(base_url=f"{replicas}/v1", api_key="none", max_retries=0, timeout=60)
+    expected = random_pipe("a cat", height=64, width=64, generator=seeded(5)).images[0]
+    for _ in range(4):
+        answer = client.images.generate(prompt="a cat", size="64x64", extra_body={"seed": 5})
+        assert same(from_base64(answer.data[0].b64_json), expected)
+    stream = client.images.generate(
+        prompt="a cat", size="64x64", stream=True, partial_images=2, extra_body={"seed": 5}
+    )
+    events = list(stream)
+    assert events[0].type == "image_generation.partial_image" and events[-1].type == "image_generation.completed"
+    assert same(from_base64(events[-1].b64_json), expected)
+    with pytest.raises(openai.BadRequestError):
+        client.images.generate(prompt="a cat", size="65x64")
+
+
+def test_a_replica_that_dies_loses_what_it_was_making_and_says_so(replicas):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(seed: int) -> tuple[int, str]:
+        try:
+            body = {"prompt": "a cat", "seed": seed % 4, "n": 4}
+            answer = httpx.post(f"{replicas}/v1/images/generations", json=body, timeout=100)
+        except httpx.HTTPError as error:
+            return 0, repr(error)
+        return answer.status_code, str(answer.json()["data"]) if answer.status_code == 200 else answer.text
+
+    alone = [one(seed) for seed in range(4)]
+    assert {status for status, _ in alone} == {200}
+    with ThreadPoolExecutor(16) as pool:
+        pending = [pool.submit(one, seed) for seed in range(32)]
+        time.sleep(0.5)
+        processes("ray::ServeReplica:lumina:LuminaMGPT")[0].kill()
+        answers = [one.result() for one in pending]
+    lost = [answer for answer in answers if answer[0] != 200]
+    print(f"\n{len(lost)} of 32 were lost: {lost[:2]}")
+    assert len(lost) <= 16 and all(status in (0, 500, 503) for status, _ in lost)
+    assert all(answer == alone[seed % 4] for seed, answer in enumerate(answers) if answer[0] == 200)
+    end = time.monotonic() + 60
+    while len(processes("ray::ServeReplica:lumina:LuminaMGPT")) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert one(1) == alone[1]
