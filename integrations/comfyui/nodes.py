@@ -19,16 +19,19 @@ from comfy_execution.graph import ExecutionBlocker
 from diffusers import DiffusionPipeline
 
 from lumina_mgpt_diffusers import (
-    TASKS,
     LuminaMGPTChatPipeline,
     LuminaMGPTConversation,
     LuminaMGPTImg2ImgPipeline,
     LuminaMGPTPipeline,
     LuminaMGPTStreamOutput,
 )
+from lumina_mgpt_diffusers.lumina_mgpt.families import families
 
 
 CATEGORY = "Lumina-mGPT"
+
+# Nodes are described before there is a model.
+TASKS = list(dict.fromkeys(name for family in families().values() for name in family.tasks))
 
 ModelType = io.Custom("LUMINA_MGPT")
 ConversationType = io.Custom("LUMINA_MGPT_CONVERSATION")
@@ -205,7 +208,7 @@ class LuminaMGPTTask(io.ComfyNode):
             inputs=[
                 ModelType.Input("model"),
                 io.Image.Input("image"),
-                io.Combo.Input("task", options=list(TASKS), tooltip="It has its own guidance, temperature and top-k."),
+                io.Combo.Input("task", options=TASKS, tooltip="Models of other families have other tasks."),
                 io.String.Input(
                     "prompt",
                     default="",
