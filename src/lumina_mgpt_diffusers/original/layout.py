@@ -18,6 +18,7 @@ import diffusers
 import torch
 from diffusers import VQModel
 from diffusers.utils import logging
+from tokenizers import Tokenizer
 from transformers import ChameleonConfig, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..files import read_json, write_json
@@ -184,6 +185,7 @@ def load_tokenizer(
         if (path := Path(folder, name)).is_file():
             read_json(path)
     try:
+        names = Tokenizer.from_file(str(Path(folder, TOKENIZER_FILES[0]))).get_vocab()
         # The files name the Llama tokenizer, whose classes would install a pre-tokenizer of their own.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # that of the tokenizers library has no other type
@@ -195,10 +197,9 @@ def load_tokenizer(
         "eos_token": family.eos_token or family.separator_token,
         "pad_token": family.pad_token or tokenizer.pad_token or first,
     }
-    vocabulary = tokenizer.get_vocab()
     for kind, name in special.items():
-        # Set without a check, it would be added past the vocabulary.
-        if name not in vocabulary:
+        # One that only a configuration names was added past the vocabulary, or would be now.
+        if name not in names:
             what = f"no {name!r}" if name else "neither `bos_token` nor `eos_token` in its `tokenizer_config.json`"
             raise ValueError(
                 f"The tokenizer is not that of a {family.title} checkpoint: it has {what}, the `{kind}` of a pipeline."
