@@ -4,6 +4,8 @@ Time per code of the original's strategy, of transformers' `generate` and of thi
 
     python benchmarks/decode.py --shape 340m --size 256 --dtype bfloat16
     python benchmarks/decode.py --shape 7b --size 768 --device cuda --modes original generate-static ours compiled int8
+    python benchmarks/decode.py --shape 2.0 --size 768 --device cuda --modes original compiled compiled-drafts-31
+    python benchmarks/decode.py --shape 2.0 --num_layers 4 --size 256 --max_steps 100 --modes original ours
 
 Random weights serve for the time of a step; they say nothing of how many drafts are right, so that the modes with
 drafts are to be read by their ms per step only. With `--max_steps` only some steps are made, in the middle of the
@@ -34,6 +36,7 @@ from models import (
     cache_bytes,
     compile_transformer,
     describe_hardware,
+    language_of,
     measure_bandwidth,
     synchronize,
     weight_bytes,
@@ -224,9 +227,10 @@ def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
     best["seconds_per_image"] = best["ms_per_step"] / 1e3 * num_steps / task.batch_size
     best["codes_per_second"] = num_codes / best["seconds_per_image"]
     rows = task.batch_size * (2 if task.guidance_scale != 1.0 else 1)
-    moved = weight_bytes(transformer) + cache_bytes(transformer, PROMPT_LENGTH + num_tokens // 2, rows)
+    weights = weight_bytes(transformer, task.vocabulary.num_codes)
+    moved = weights + cache_bytes(transformer, PROMPT_LENGTH + num_tokens // 2, rows)
     best["bandwidth_fraction"] = moved / (best["ms_per_step"] / 1e3) / bandwidth
-    best["weights_gib"] = weight_bytes(transformer) / 2**30
+    best["weights_gib"] = weights / 2**30
     if warm_up_seconds is not None:
         best["warm_up_seconds"] = warm_up_seconds
     if device.type == "cuda":
@@ -292,19 +296,23 @@ def main() -> None:
     bandwidth = measure_bandwidth(device, dtype)
     transformer = build_transformer(args.shape, device, dtype, num_layers=args.num_layers)
     height, width = args.size * 2 if len(args.size) == 1 else args.size
+    language = language_of(args.shape)
+    vocabulary = language.vocabulary
     task = Task(
         transformer,
         device,
         list(range(9000, 9000 + PROMPT_LENGTH)),
-        rows=height // 16,
-        columns=width // 16,
+        rows=height // vocabulary.patch_size,
+        columns=width // vocabulary.patch_size,
+        top_k=language.family.sampler.get("top_k", Task.top_k),
+        vocabulary=vocabulary,
         guidance_scale=args.guidance_scale,
         batch_size=args.batch_size,
         max_steps=args.max_steps,
     )
     hardware = describe_hardware(device)
     versions = {module.__name__: module.__version__ for module in (torch, transformers, diffusers)}
-    gibibytes = weight_bytes(transformer) / 2**30
+    gibibytes = weight_bytes(transformer, vocabulary.num_codes) / 2**30
     print(f"{hardware} ({platform.machine()}), {versions}")
     print(f"{args.shape} {args.dtype}, {width}x{height} px, {args.batch_size} image(s), CFG {args.guidance_scale}")
     print(f"weights read per forward {gibibytes:.2f} GiB, bandwidth {bandwidth / 1e9:.1f} GB/s")

@@ -15,7 +15,7 @@ from dataclasses import astuple, fields
 
 import torch
 from diffusers import VQModel
-from models import PIPELINE_VQ_CONFIG, SHAPES, VOCABULARY, build_transformer, shape_config, vocabulary_names
+from models import SHAPES, build_transformer, language_of, shape_config, vocabulary_names
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -57,7 +57,7 @@ def print_estimates(prompt_length: int) -> None:
     parts = [field.name.replace("_", " ") for field in fields(MemoryEstimate)]
     print("| model | size | images | dtype | " + " | ".join(parts) + " | total GiB |")
     print("|---" * (len(parts) + 5) + "|")
-    for shape in ("7b", "34b"):
+    for shape in ("7b", "34b", "2.0"):
         for size in (512, 768, 1024):
             for number in (1, 4, 16):
                 for name, bits in (("bfloat16", None), ("int8 weights", 8)):
@@ -69,7 +69,7 @@ def print_estimates(prompt_length: int) -> None:
                     print(f"| {shape} | {size} | {number} | {name} | {columns} |")
     print("\n| model | size | dtype | 24 GB | 48 GB | 80 GB |")
     print("|---|---|---|---|---|---|")
-    for shape in ("7b", "34b"):
+    for shape in ("7b", "34b", "2.0"):
         for size in (512, 768, 1024):
             for name, bits in (("bfloat16", None), ("int8 weights", 8)):
                 # One gigabyte for the CUDA context and what the allocator holds back.
@@ -80,12 +80,21 @@ def print_estimates(prompt_length: int) -> None:
                 print(f"| {shape} | {size} | {name} | " + " | ".join(map(str, batches)) + " |")
 
 
-def measure(shape: str, size: int, num_images: int, device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
-    """Estimated and measured peak bytes of a call."""
-    transformer = build_transformer(shape, device, dtype)
-    vqvae = VQModel(**PIPELINE_VQ_CONFIG).to(device, dtype).eval()
+def measure(
+    shape: str,
+    size: int,
+    num_images: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_layers: int | None = None,
+    is_short: bool = False,
+) -> tuple[int, int]:
+    """Estimated and measured peak bytes of a call; of a short one all but the last row of codes is given."""
+    language = language_of(shape)
+    transformer = build_transformer(shape, device, dtype, num_layers=num_layers)
+    vqvae = VQModel(**language.vq_config).to(device, dtype).eval()
     # Without a tokenizer the pipeline takes the names of the image tokens from the config.
-    transformer.config.vocabulary_map = vocabulary_names(VOCABULARY)
+    transformer.config.vocabulary_map = vocabulary_names(language.vocabulary, language.family)
     pipe = LuminaMGPTPipeline(None, transformer, vqvae, LuminaMGPTScheduler(resolution=size))
     pipe.set_progress_bar_config(disable=True)
     parameters = [parameter for module in (transformer, vqvae) for parameter in module.parameters()]
@@ -96,6 +105,10 @@ def measure(shape: str, size: int, num_images: int, device: torch.device, dtype:
         "generator": torch.Generator().manual_seed(0),
         "output_type": "pt",
     }
+    if is_short:
+        side = size // language.vocabulary.patch_size
+        call["latents"] = torch.zeros(num_images, side, side, dtype=torch.long)
+        call["latents"][:, -1] = -1
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         pipe(**call)
@@ -117,12 +130,22 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--prompt_length", type=int, default=64)
+    parser.add_argument("--num_layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--short", action="store_true", help="sample only the last row of codes")
     args = parser.parse_args()
     if not args.measure:
         print_estimates(args.prompt_length)
         return
     for number in args.num_images:
-        estimated, peak = measure(args.shape, args.size, number, torch.device(args.device), getattr(torch, args.dtype))
+        estimated, peak = measure(
+            args.shape,
+            args.size,
+            number,
+            torch.device(args.device),
+            getattr(torch, args.dtype),
+            args.num_layers,
+            args.short,
+        )
         print(
             f"{args.shape} {args.dtype} {args.size} px, {number} image(s): estimated {estimated / GIB:.2f} GiB,"
             f" measured {peak / GIB:.2f} GiB, ratio {estimated / peak:.2f}",

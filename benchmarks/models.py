@@ -4,22 +4,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
 from transformers import ChameleonConfig
 
-from lumina_mgpt_diffusers import LuminaMGPTTransformer
-from lumina_mgpt_diffusers.lumina_mgpt.unirep import (
-    END_TOKEN,
-    ROW_END_TOKEN,
-    SEPARATOR_TOKEN,
-    START_TOKEN,
-    ImageVocabulary,
-    code_token,
-    size_tag_token,
-)
+from lumina_mgpt_diffusers import LUMINA_MGPT, LUMINA_MGPT_2, LuminaMGPTTransformer, ModelFamily
+from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
 
 
 SHAPES = {
@@ -35,6 +28,11 @@ SHAPES = {
         "swin_norm": True,
     },
 }
+# The decoder of Lumina-mGPT 2.0 is that of the 7B model; its vocabulary and its VQ model are others.
+SHAPES |= {
+    f"2.0{name}": {**SHAPES[shape], "max_position_embeddings": 10240}
+    for name, shape in (("", "7b"), ("-340m", "340m"), ("-tiny", "tiny"))
+}
 
 # The ids of the released tokenizer.
 VOCABULARY = ImageVocabulary(
@@ -44,6 +42,7 @@ VOCABULARY = ImageVocabulary(
     end_id=8196,
     row_end_id=8803,
     separator_id=8710,
+    patch_size=16,
 )
 VOCABULARY_SIZE = 65536
 
@@ -63,15 +62,60 @@ PIPELINE_VQ_CONFIG = {
 }
 
 
-def vocabulary_names(vocabulary: ImageVocabulary) -> dict[str, int]:
+@dataclass(frozen=True)
+class Language:
+    """What is not of the decoder: the family, the ids of its tokens and its VQ model."""
+
+    family: ModelFamily
+    vocabulary: ImageVocabulary
+    vocab_size: int
+    vq_config: dict
+
+
+LANGUAGE = Language(LUMINA_MGPT, VOCABULARY, VOCABULARY_SIZE, PIPELINE_VQ_CONFIG)
+
+# The ids of separator and size tags are not known of the release and do not matter here.
+LANGUAGE_2 = Language(
+    LUMINA_MGPT_2,
+    ImageVocabulary(
+        code_ids=torch.arange(155_000, 171_384),
+        size_tag_ids=tuple(range(151_672, 151_772)),
+        start_id=151_665,
+        end_id=151_666,
+        row_end_id=151_670,
+        separator_id=151_671,
+        patch_size=8,
+    ),
+    171_385,
+    {
+        "down_block_types": ["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"],
+        "up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 3,
+        "block_out_channels": [256, 512, 512, 1024],
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "vq_embed_dim": 4,
+        "num_vq_embeddings": 16384,
+        "norm_type": "spatial",
+        "lookup_from_codebook": True,
+        "scaling_factor": 1.0,
+    },
+)
+
+
+def language_of(shape: str) -> Language:
+    return LANGUAGE_2 if shape.startswith("2.0") else LANGUAGE
+
+
+def vocabulary_names(vocabulary: ImageVocabulary, family: ModelFamily = LUMINA_MGPT) -> dict[str, int]:
     """Names of the token ids, from which a pipeline without a tokenizer takes them."""
+    codes = replace(family.codes, suffix=family.codes.suffix or ">")
     return {
-        **{code_token(code): id for code, id in enumerate(vocabulary.code_ids.tolist())},
-        **{size_tag_token(number): id for number, id in enumerate(vocabulary.size_tag_ids, 1)},
-        START_TOKEN: vocabulary.start_id,
-        END_TOKEN: vocabulary.end_id,
-        ROW_END_TOKEN: vocabulary.row_end_id,
-        SEPARATOR_TOKEN: vocabulary.separator_id,
+        **{codes.name(code): id for code, id in enumerate(vocabulary.code_ids.tolist())},
+        **{family.size_tag(number): id for number, id in enumerate(vocabulary.size_tag_ids, 1)},
+        family.start_token: vocabulary.start_id,
+        family.end_token: vocabulary.end_id,
+        family.row_end_token: vocabulary.row_end_id,
+        family.separator_token: vocabulary.separator_id,
     }
 
 
@@ -80,7 +124,9 @@ def shape_config(shape: str, num_layers: int | None = None) -> ChameleonConfig:
     values = {"num_key_value_heads": SHAPES[shape]["num_attention_heads"], **SHAPES[shape]}
     values["num_hidden_layers"] = num_layers or values["num_hidden_layers"]
     small_vq = {"base_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1], "num_embeddings": 8}
-    return ChameleonConfig(vocab_size=VOCABULARY_SIZE, vocabulary_map={}, vq_config=small_vq, **values)
+    language = language_of(shape)
+    names = {"vocab_size": language.vocab_size, "model_family": language.family.name, "vocabulary_map": {}}
+    return ChameleonConfig(vq_config=small_vq, **names, **values)
 
 
 def build_transformer(
@@ -112,11 +158,11 @@ def compile_transformer(transformer: LuminaMGPTTransformer) -> None:
     transformer.compile(fullgraph=True, **{} if is_cpu else {"mode": "reduce-overhead"})
 
 
-def weight_bytes(transformer: LuminaMGPTTransformer) -> int:
+def weight_bytes(transformer: LuminaMGPTTransformer, num_codes: int = VOCABULARY.num_codes) -> int:
     """Bytes that one forward reads: all weights but the embedding, and of the head only the rows of the codes."""
     config = transformer.config
     layers = sum(map(tensor_bytes, transformer.model.layers.parameters()))
-    head = VOCABULARY.num_codes * config.hidden_size * transformer.lm_head.weight.element_size()
+    head = num_codes * config.hidden_size * transformer.lm_head.weight.element_size()
     return layers + head
 
 

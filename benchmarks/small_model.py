@@ -58,6 +58,7 @@ VOCABULARY = ImageVocabulary(
     end_id=_ROW_END + 2,
     separator_id=_ROW_END + 3,
     size_tag_ids=tuple(range(_ROW_END + 4, _ROW_END + 20)),
+    patch_size=16,
 )
 _FIRST_PHOTO_ID = _ROW_END + 20
 _FIRST_ZOOM_ID = _FIRST_PHOTO_ID + len(PHOTOS)

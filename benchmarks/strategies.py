@@ -72,7 +72,7 @@ class Task:
     @property
     def image_start(self) -> list[int]:
         """Token ids of the image up to the first code to sample."""
-        prefix = self.vocabulary.prefix(16 * self.rows, 16 * self.columns)
+        prefix = self.vocabulary.prefix(*(self.vocabulary.patch_size * side for side in (self.rows, self.columns)))
         given = self.latents()[0, : self.num_given_rows]
         ids = torch.nn.functional.pad(self.vocabulary.code_ids[given], (0, 1), value=self.vocabulary.row_end_id)
         return [*prefix, *ids.flatten().tolist()]

@@ -35,7 +35,7 @@ from memory import PeakMemory
 from models import PIPELINE_VQ_CONFIG, VOCABULARY, VOCABULARY_SIZE, shape_config
 from transformers import AutoTokenizer, ChameleonConfig, Trainer, TrainingArguments
 
-from lumina_mgpt_diffusers import LuminaMGPTTransformer
+from lumina_mgpt_diffusers import LUMINA_MGPT, LuminaMGPTTransformer
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import trained_sizes
 from lumina_mgpt_diffusers.training import (
     EncodingSettings,
@@ -234,7 +234,7 @@ def pretokenization(args: argparse.Namespace) -> None:
         vqvae = VQModel(**PIPELINE_VQ_CONFIG).eval()
         settings = EncodingSettings(args.base_size)
         models = tokenizer, vqvae, settings
-        prepared = PreparedSamples(source, range(args.samples), tokenizer, VOCABULARY, settings)
+        prepared = PreparedSamples(source, range(args.samples), tokenizer, VOCABULARY, settings, LUMINA_MGPT)
         images = [prepared[index].images[0] for index in range(args.samples)]
         size = 4
 

@@ -14,6 +14,7 @@ import logging
 import torch
 from huggingface_hub import HfApi
 
+from lumina_mgpt_diffusers.lumina_mgpt.families import families
 from lumina_mgpt_diffusers.original import convert_original_to_diffusers
 from lumina_mgpt_diffusers.repository import CARD_NAME
 
@@ -27,7 +28,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Convert an original Lumina-mGPT checkpoint to a diffusers pipeline.")
     parser.add_argument("--checkpoint_path", required=True, help="Folder or Hub id of the original checkpoint.")
     parser.add_argument(
-        "--vqgan_path", required=True, help="Folder, `vqgan.ckpt`, diffusers `VQModel` or Hub id of the VQ model."
+        "--vqgan_path",
+        required=True,
+        help="Folder, `vqgan.ckpt` or `movqgan_270M.ckpt`, diffusers `VQModel` or Hub id of the VQ model.",
     )
     parser.add_argument("--tokenizer_path", help="Folder or Hub id of the tokenizer, if not the checkpoint's own.")
     parser.add_argument("--output_path", required=True, help="Folder to write the pipeline to.")
@@ -36,6 +39,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help="Side in pixels of the square of the trained area, a multiple of 32. By default what the name says.",
     )
+    parser.add_argument("--family", choices=families(), help="By default what the vocabulary shows.")
     parser.add_argument(
         "--dtype", choices=DTYPES, help="Type of the transformer's weights. By default they keep theirs."
     )
@@ -56,6 +60,7 @@ def main() -> None:
         original_vqgan=args.vqgan_path,
         original_tokenizer=args.tokenizer_path,
         base_size=args.base_size,
+        family=args.family,
         dtype=DTYPES.get(args.dtype),
         model=repository or ".",
     )

@@ -4,6 +4,7 @@
 import copy
 import json
 import os
+import shutil
 from pathlib import Path
 
 
@@ -22,14 +23,30 @@ FIXTURES = Path(__file__).parent / "fixtures"
 CHECKPOINT = FIXTURES / "7b_like" / "ckpt"
 TRAINED_CHECKPOINT = FIXTURES / "7b_like_trained" / "ckpt"
 VQGAN = FIXTURES / "vqgan"
+CHECKPOINT_2 = FIXTURES / "7b2_like" / "ckpt"
+MOVQGAN = FIXTURES / "movqgan"
 BASE_SIZE = 96
 
 
 def load_pipeline(checkpoint: Path, **kwargs) -> LuminaMGPTPipeline:
     defaults = {"dtype": torch.float32, "scheduler": LuminaMGPTScheduler(resolution=BASE_SIZE, num_draft_tokens=0)}
-    pipe = LuminaMGPTPipeline.from_pretrained(checkpoint, original_vqgan=VQGAN, **{**defaults, **kwargs})
+    pipe = LuminaMGPTPipeline.from_pretrained(checkpoint, **{"original_vqgan": VQGAN, **defaults, **kwargs})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def write_checkpoint_2(folder: Path) -> Path:
+    """A checkpoint of Lumina-mGPT 2.0 as recorded: the fixture without the names of its 16,384 codes, and these."""
+    shutil.copytree(CHECKPOINT_2, folder, dirs_exist_ok=True)
+    codes = {f"<MOVQGAN{code:05d}>": 760 + code for code in range(16384)}
+    config = json.loads((folder / "config.json").read_text())
+    config["vocabulary_map"] |= codes
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    kind = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer["added_tokens"] += [{"id": id, "content": name, **kind} for name, id in codes.items()]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
 
 
 def copy_of(pipe: DiffusionPipeline) -> DiffusionPipeline:
@@ -60,6 +77,18 @@ def random_pipe() -> LuminaMGPTPipeline:
 def trained_pipe() -> LuminaMGPTPipeline:
     """Trained a little: it accepts drafts. Tests that change a component have to put it back."""
     return load_pipeline(TRAINED_CHECKPOINT, original_tokenizer=CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_2(tmp_path_factory) -> Path:
+    """A checkpoint of Lumina-mGPT 2.0 in the original's form. Tests may not change it."""
+    return write_checkpoint_2(tmp_path_factory.mktemp("7b2") / "ckpt")
+
+
+@pytest.fixture(scope="session")
+def pipe_2(checkpoint_2) -> LuminaMGPTPipeline:
+    """Lumina-mGPT 2.0 with random weights. Tests that change a component have to put it back."""
+    return load_pipeline(checkpoint_2, original_vqgan=MOVQGAN)
 
 
 @pytest.fixture

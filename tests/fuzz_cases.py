@@ -23,7 +23,8 @@ from lumina_mgpt_diffusers import (
     LuminaMGPTPipeline,
     LuminaMGPTScheduler,
 )
-from lumina_mgpt_diffusers.lumina_mgpt.prompts import Task, encode_text
+from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_text
+from lumina_mgpt_diffusers.lumina_mgpt.tasks import Task
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from lumina_mgpt_diffusers.lumina_mgpt.unirep import code_token
+from lumina_mgpt_diffusers import LUMINA_MGPT
 
 
 NUM_CODES = 8192
@@ -112,7 +112,7 @@ def generate(
 
 
 def lexicographic_ids() -> dict[str, int]:
-    names = sorted(code_token(code) for code in range(NUM_CODES))
+    names = sorted(LUMINA_MGPT.codes.name(code) for code in range(NUM_CODES))
     return {name: FIRST_CODE_ID + index for index, name in enumerate(names)}
 
 

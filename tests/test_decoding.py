@@ -9,9 +9,9 @@ import torch._inductor.config
 from conftest import CHECKPOINT, TRAINED_CHECKPOINT, load_pipeline
 from reference import generate, load_stock, make_34b_like
 
-from lumina_mgpt_diffusers import LuminaMGPTScheduler
+from lumina_mgpt_diffusers import LUMINA_MGPT, LuminaMGPTScheduler
 from lumina_mgpt_diffusers.lumina_mgpt import engine, pipeline_base, slots
-from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation, text_to_image_prompt
+from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation
 
 
 PROMPTS = [
@@ -110,7 +110,7 @@ def test_34b_like_equals_stock_transformers(large, with_sampler, num_drafts, gui
 
     vocabulary = pipe.image_vocabulary
     assert vocabulary.code_ids[2] != 6  # lexicographic
-    content = text_to_image_prompt(PROMPTS[0], height, width)
+    content = LUMINA_MGPT.text_to_image_prompt(PROMPTS[0], height, width)
     expected = generate(
         stock,
         vocabulary.code_ids.tolist(),

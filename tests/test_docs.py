@@ -2,6 +2,7 @@
 """Every code block of the documentation runs, on a tiny model and a CPU in the place of a GPU if there is none."""
 
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -10,21 +11,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import CHECKPOINT, VQGAN
+from conftest import CHECKPOINT, MOVQGAN, VQGAN
 from diffusers import DiffusionPipeline
 from hub_server import HubServer
 from peft import LoraConfig, get_peft_model_state_dict
 
 import lumina_mgpt_diffusers
 from lumina_mgpt_diffusers import LuminaMGPTPipeline
+from lumina_mgpt_diffusers.lumina_mgpt.families import families, registry
 
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["index", "loading", "sampling", "memory_and_speed", "lora", "serving"]
+PAGES = ["index", "loading", "sampling", "memory_and_speed", "lora", "modular", "serving"]
 BLOCK = re.compile(r"(?:<!-- needs (?P<needs>.+?) -->\n)?```py\n(?P<code>.*?)```", re.DOTALL)
 
 
@@ -77,6 +80,24 @@ def test_a_page(workplace, page):
         block = compile(made_small(code), f"docs/{page}.md", "exec")
         if all(map(is_there, needs)):
             exec(block, namespace)
+
+
+def test_the_page_about_families(workplace, checkpoint_2, monkeypatch):
+    monkeypatch.setattr(registry, "_FAMILIES", families())
+    PIL.Image.new("RGB", (32, 32), "gray").save("depth.png")
+    PIL.Image.new("RGB", (32, 32), "red").save("fox.png")
+    shutil.copy(MOVQGAN / "movqgan_270M.ckpt", ".")
+    shutil.copytree(checkpoint_2, "lumina-mgpt-2")
+    config = json.loads(Path("lumina-mgpt-2/config.json").read_text())
+    Path("lumina-mgpt-2/config.json").write_text(json.dumps(config | {"base_size": 32}))
+    namespace: dict = {}
+    for _, code in blocks_of("families"):
+        code = code.replace("Alpha-VLLM/Lumina-mGPT-2.0", "lumina-mgpt-2")
+        code = code.replace("height=1024, width=512", "width=32, height=64")  # which is small already
+        exec(compile(made_small(code), "docs/families.md", "exec"), namespace)
+    panels, fox, depth = (namespace[name] for name in ("panels", "fox", "depth"))
+    assert (panels.size, fox.size, depth.shape) == ((32, 64), (32, 32), (32, 32))
+    assert namespace["small"].family.name == "small" and (workplace / "lumina-mgpt-2.0").is_dir()
 
 
 def test_the_page_about_the_hub(workplace):

@@ -23,8 +23,12 @@ CALL = {"height": 32, "width": 64, "output_type": "latent"}
 
 PREAMBLE = """
 import json, sys
+import diffusers
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+
+# Which asks for it wherever a repository of the Hub holds code files, though it does not run them.
+trust = {"trust_remote_code": True} if diffusers.__version__.startswith("0.37.") else {}
 
 def codes_of(pipe):
     pipe.set_progress_bar_config(disable=True)
@@ -153,11 +157,12 @@ def cache(tmp_path_factory) -> Path:
 
 
 ROUTES = """
-result["explicit"] = codes_of(LuminaMGPTPipeline.from_pretrained("tiny/pipeline"))
-result["diffusion"] = codes_of(DiffusionPipeline.from_pretrained("tiny/pipeline"))
-result["auto"] = codes_of(AutoPipelineForText2Image.from_pretrained("tiny/pipeline"))
-result["variant"] = codes_of(DiffusionPipeline.from_pretrained("tiny/variant", variant="bf16"))
-result["revision"] = DiffusionPipeline.from_pretrained("tiny/pipeline", revision="old").scheduler.config.resolution
+result["explicit"] = codes_of(LuminaMGPTPipeline.from_pretrained("tiny/pipeline", **trust))
+result["diffusion"] = codes_of(DiffusionPipeline.from_pretrained("tiny/pipeline", **trust))
+result["auto"] = codes_of(AutoPipelineForText2Image.from_pretrained("tiny/pipeline", **trust))
+result["variant"] = codes_of(DiffusionPipeline.from_pretrained("tiny/variant", **trust, variant="bf16"))
+old = DiffusionPipeline.from_pretrained("tiny/pipeline", **trust, revision="old")
+result["revision"] = old.scheduler.config.resolution
 original = LuminaMGPTPipeline.from_pretrained(
     "tiny/Lumina-mGPT-7B-512", original_vqgan="tiny/vqgan", dtype=torch.float32
 )
@@ -173,11 +178,11 @@ def filled_cache(hub, cache) -> tuple[Path, dict]:
         + ROUTES
         + """
 from pathlib import Path
-folder = DiffusionPipeline.download("tiny/pipeline")
+folder = DiffusionPipeline.download("tiny/pipeline", **trust)
 result["download"] = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
 for name, kwargs in {"no variant": {"variant": "bf16"}, "no revision": {"revision": "none"}}.items():
     try:
-        LuminaMGPTPipeline.from_pretrained("tiny/pipeline", **kwargs)
+        LuminaMGPTPipeline.from_pretrained("tiny/pipeline", **trust, **kwargs)
     except Exception as error:
         result[name] = f"{type(error).__name__}: {error}"
 """
@@ -224,7 +229,7 @@ def test_pushing_to_a_hub(hub, saved_folder, expected, tmp_path):
 pipe = LuminaMGPTPipeline.from_pretrained({str(saved_folder)!r})
 pipe.push_to_hub("tiny/pushed")
 pipe.save_pretrained({str(tmp_path / "pushed-too")!r}, push_to_hub=True, repo_id="tiny/pushed-too")
-result["pushed"] = codes_of(LuminaMGPTPipeline.from_pretrained("tiny/pushed"))
+result["pushed"] = codes_of(LuminaMGPTPipeline.from_pretrained("tiny/pushed", **trust))
 """
     )
     environment = hub.environment(tmp_path / "cache")

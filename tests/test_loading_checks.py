@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from conftest import CHECKPOINT, VQGAN
 from diffusers import AutoPipelineForText2Image, DDIMScheduler, DiffusionPipeline, VQModel
 from huggingface_hub import constants
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler, LuminaMGPTTransformer
@@ -170,7 +172,9 @@ def test_a_vq_model_that_is_not_finite(original_folder, tmp_path):
         LuminaMGPTPipeline.from_pretrained(original_folder, original_vqgan=tmp_path / "vqgan")
 
 
-@pytest.mark.parametrize(("num_codes", "message"), [(8191, "more codes than the 8191"), (8193, "8193 codes")])
+@pytest.mark.parametrize(
+    ("num_codes", "message"), [(8191, "more codes than the 8191"), (8193, "lacks 1 of the 8193 tokens of codes")]
+)
 def test_a_vq_model_with_another_number_of_codes(random_pipe, num_codes, message):
     with torch.device("meta"):
         vqvae = VQModel.from_config(random_pipe.vqvae.config, num_vq_embeddings=num_codes)
@@ -190,7 +194,13 @@ def damaged_tokenizer(folder: Path, edit: Callable[[dict[str, int]], object]) ->
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda vocabulary: vocabulary.update(IMGIMGBZ=vocabulary["IMGIMGCZ"]), "have the same id"),
+        pytest.param(
+            lambda vocabulary: vocabulary.update(IMGIMGBZ=vocabulary["IMGIMGCZ"]),
+            "have the same id",
+            marks=pytest.mark.skipif(
+                Version(tokenizers.__version__) < Version("0.23"), reason="gives the second token an id of its own"
+            ),
+        ),
         (lambda vocabulary: vocabulary.pop("<reserved08804>"), "size tags up to 96 pixels, but .* need 128"),
         (lambda vocabulary: vocabulary.update(beyond=9500), "ids beyond the `vocab_size` 9472 .* 'beyond'"),
     ],
@@ -236,7 +246,7 @@ def test_a_converter_takes_any_base_size(tmp_path, saved_folder):
     assert LuminaMGPTScheduler.from_pretrained(output, subfolder="scheduler").config.resolution == 640
     back = convert_diffusers_to_original(output, tmp_path / "back")
     assert json.loads((back / "config.json").read_text())["base_size"] == 640
-    with pytest.raises(ValueError, match="`resolution` has to be a positive multiple of 32 pixels but is 500"):
+    with pytest.raises(ValueError, match="`resolution` has to be a positive multiple of 32 pixels, .* but is 500"):
         convert_original_to_diffusers(CHECKPOINT, tmp_path / "other", original_vqgan=VQGAN, base_size=500)
     assert not (tmp_path / "other").exists()
 

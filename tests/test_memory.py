@@ -54,3 +54,14 @@ def test_largest_batch_is_the_largest():
     assert estimate_memory(config, 768, 768, number).total <= memory
     assert estimate_memory(config, 768, 768, number + 1).total > memory
     assert largest_batch(10**9, config, 768, 768) == 0
+
+
+def test_decoding_takes_what_the_cache_has_freed():
+    config = ChameleonConfig(model_family="lumina-mgpt-2", vocab_size=171385)
+    estimate = estimate_memory(config, 768, 768)
+    pixels = 2564 * 768**2 * 2
+    assert estimate.kv_cache > pixels > estimate.activations
+    assert 26.0 < (estimate.total) / 1e9 < 27.0
+    kept = estimate_memory(config, 768, 768, keeps_cache=True)
+    assert kept.activations == pixels - kept.drafts
+    assert estimate_memory(config, 768, 768, guidance=False, num_draft_tokens=0).kv_cache < estimate.kv_cache / 1.9

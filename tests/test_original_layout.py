@@ -14,10 +14,11 @@ from diffusers import VQModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 
-from lumina_mgpt_diffusers.lumina_mgpt.prompts import CHAT_TEMPLATE
+from lumina_mgpt_diffusers import LUMINA_MGPT
+from lumina_mgpt_diffusers.lumina_mgpt.prompts import chat_template
 from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
 from lumina_mgpt_diffusers.lumina_mgpt.transformer_lumina_mgpt import LuminaMGPTTransformer
-from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
+from lumina_mgpt_diffusers.lumina_mgpt.vocabulary import from_names, read_vocabulary
 from lumina_mgpt_diffusers.original.files import base_size_from_name, find_checkpoint, find_tokenizer
 from lumina_mgpt_diffusers.original.layout import load_tokenizer, original_as_diffusers
 
@@ -89,7 +90,7 @@ def test_tokenizer(folder):
     golden = json.loads((FIXTURES / "7b_like" / "prompts.json").read_text())
     for cls in (PreTrainedTokenizerFast, AutoTokenizer):
         tokenizer = cls.from_pretrained(folder / "tokenizer")
-        assert tokenizer.chat_template == CHAT_TEMPLATE
+        assert tokenizer.chat_template == chat_template(tokenizer, LUMINA_MGPT)
         assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token) == ("<pad>", "<s>", "<reserved08706>")
         for text, ids in golden["encode_no_special"].items():
             if "<|image|>" not in text:
@@ -116,10 +117,10 @@ def test_config(folder):
     assert {"<eoss>", "<racm3:break>", "<image>", "<reserved08706>", "<reserved08799>", "<reserved08824>"} < {
         *vocabulary
     }
-    from_names = ImageVocabulary.from_names(vocabulary, 8192)
-    from_tokenizer = ImageVocabulary.from_tokenizer(load_tokenizer(CHECKPOINT), 8192)
-    assert torch.equal(from_names.code_ids, from_tokenizer.code_ids)
-    assert from_names.size_tag_ids == from_tokenizer.size_tag_ids
+    of_names = from_names(vocabulary, 8192, 16, LUMINA_MGPT)
+    from_tokenizer = read_vocabulary(load_tokenizer(CHECKPOINT), 8192, 16)
+    assert torch.equal(of_names.code_ids, from_tokenizer.code_ids)
+    assert of_names.size_tag_ids == from_tokenizer.size_tag_ids
 
 
 def test_stock_transformers_reads_the_config(folder):
@@ -252,13 +253,13 @@ def test_where_the_tokenizer_comes_from(tmp_path):
     shutil.copy(CHECKPOINT / "config.json", bare)
     kwargs = {"cache_dir": tmp_path, "local_files_only": True}
     with pytest.raises(OSError, match="there is no such folder.*/Lumina-mGPT-7B-768' has no `tokenizer.json`"):
-        find_tokenizer(bare, **kwargs)
+        find_tokenizer(bare, LUMINA_MGPT, **kwargs)
     family = hub_cache(tmp_path, "Alpha-VLLM/Lumina-mGPT-7B-768", CHECKPOINT)
-    assert find_tokenizer(bare, **kwargs, revision="a-branch-of-another-repository") == family
-    assert find_tokenizer(CHECKPOINT, **kwargs) == CHECKPOINT
-    assert find_tokenizer(bare, CHECKPOINT, **kwargs) == CHECKPOINT
+    assert find_tokenizer(bare, LUMINA_MGPT, **kwargs, revision="a-branch-of-another-repository") == family
+    assert find_tokenizer(CHECKPOINT, LUMINA_MGPT, **kwargs) == CHECKPOINT
+    assert find_tokenizer(bare, LUMINA_MGPT, CHECKPOINT, **kwargs) == CHECKPOINT
     with pytest.raises(OSError, match=f"`original_tokenizer`: the folder '{bare}' has no `tokenizer.json`"):
-        find_tokenizer(CHECKPOINT, bare, **kwargs)
+        find_tokenizer(CHECKPOINT, LUMINA_MGPT, bare, **kwargs)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])

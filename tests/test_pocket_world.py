@@ -174,10 +174,10 @@ def test_tokenizer_has_the_names_of_the_released_one():
     from make_tokenizer import MOST_GRIDS, make_tokenizer
 
     from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_text
-    from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
+    from lumina_mgpt_diffusers.lumina_mgpt.vocabulary import read_vocabulary
 
     tokenizer = make_tokenizer(num_codes=64, num_texts=400, num_examples=4)
-    vocabulary = ImageVocabulary.from_tokenizer(tokenizer, num_codes=64)
+    vocabulary = read_vocabulary(tokenizer, num_codes=64, patch_size=16)
     assert vocabulary.num_codes == 64 and len(vocabulary.size_tag_ids) == MOST_GRIDS
     assert (tokenizer.bos_token_id, tokenizer.pad_token_id) == (0, 1)
     assert tokenizer.eos_token_id == vocabulary.separator_id

@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-from lumina_mgpt_diffusers.lumina_mgpt.prompts import (
-    Task,
-    encode_conversation,
-    encode_text,
-    text_to_image_prompt,
-    unpad,
-)
+from lumina_mgpt_diffusers import LUMINA_MGPT, Task
+from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation, encode_text, unpad
 
 
 CONTROL = "<eoss> <racm3:break> IMGIMGBZ <|image|> <reserved08706> <reserved08799> <s></s><pad><unk> <image>"
@@ -45,7 +40,7 @@ def test_chat_template_says_the_same(tokenizer, prompts_golden, name):
 
 
 def test_text_to_image_prompt_is_the_originals(tokenizer, prompts_golden):
-    content = text_to_image_prompt("A red fox in the snow.", height=96, width=64)
+    content = LUMINA_MGPT.text_to_image_prompt("A red fox in the snow.", height=96, width=64)
     ids = encode_conversation(tokenizer, [{"role": "user", "content": content}])
     assert ids == prompts_golden["prompts"]["t2i_64x96"]["input_ids"]
 
@@ -83,16 +78,25 @@ def test_chat_template_refuses_control_tokens(tokenizer, text):
             tokenizer.apply_chat_template([{"role": "user", "content": content}])
 
 
-def test_control_token_that_the_tokenizer_cannot_spell_is_refused(tokenizer):
-    class Stubborn:
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_control_tokens_that_tokenizers_match_all_the_same(tokenizer, stubborn):
+    class Matching:
         added_tokens_encoder = tokenizer.added_tokens_encoder
         convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
 
-        def __call__(self, text, **kwargs):
-            return tokenizer(text, add_special_tokens=False)
+        def __len__(self):
+            return len(tokenizer)
 
-    with pytest.raises(ValueError, match="control token '<eoss>'"):
-        encode_text(Stubborn(), "a <eoss> b")
+        def __call__(self, text, **kwargs):
+            return {"input_ids": [8196]} if stubborn else tokenizer(text, add_special_tokens=False)
+
+    if stubborn:
+        with pytest.raises(ValueError, match="control token '<eoss>'"):
+            encode_text(Matching(), "a <eoss> b")
+    else:
+        ids = encode_text(Matching(), CONTROL)
+        assert not set(ids) & set(tokenizer.added_tokens_encoder.values())
+        assert tokenizer.decode(ids).replace(" ", "") == CONTROL.replace(" ", "")
 
 
 def test_images_go_where_they_are_marked(tokenizer):

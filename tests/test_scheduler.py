@@ -72,7 +72,7 @@ def test_save_load_and_from_config(tmp_path):
         ({"top_k": -1}, "`top_k` has to be an integer >= 0, or None, but is -1"),
         ({"top_k": 2.5}, "`top_k`"),
         ({"text_top_k": True}, "`text_top_k`"),
-        ({"resolution": 500}, "`resolution` has to be a positive multiple of 32 pixels but is 500"),
+        ({"resolution": 96.5}, "`resolution` has to be a positive number of pixels, .* but is 96.5"),
         ({"resolution": 0}, "`resolution`"),
         ({"resolution": 320000}, "`resolution`"),
         ({"num_draft_tokens": -1}, "`num_draft_tokens` has to be an integer from 0 to 1024 or 'auto' but is -1"),
@@ -82,6 +82,7 @@ def test_save_load_and_from_config(tmp_path):
         ({"top_p": 1.5}, "`top_p`"),
         ({"min_p": -0.1}, "`min_p`"),
         ({"batch_invariant": 1}, "`batch_invariant`"),
+        ({"guidance_schedule": "linear"}, r"`guidance_schedule` has to be one of \['constant', 'decay'\]"),
         ({"draft_init": "below"}, r"`draft_init` has to be one of \['logits', 'above', 'random'\] but is 'below'"),
     ],
 )

@@ -17,8 +17,7 @@ from tokenizers import Tokenizer
 from training_helpers import make_photos, short_run, weights_of
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler, LuminaMGPTTransformer
-from lumina_mgpt_diffusers.lumina_mgpt.unirep import code_token
+from lumina_mgpt_diffusers import LUMINA_MGPT, LuminaMGPTPipeline, LuminaMGPTScheduler, LuminaMGPTTransformer
 from lumina_mgpt_diffusers.training import fine_tune, fine_tune_progressively, packed_attention
 from lumina_mgpt_diffusers.training.arguments import (
     FineTuningArguments,
@@ -256,7 +255,7 @@ def test_recipes_that_are_none_are_refused(tmp_path, text, message):
 
 def with_codes(tokenizer: PreTrainedTokenizerFast, number: int) -> PreTrainedTokenizerFast:
     """A tokenizer that names only so many codes."""
-    gone = {code_token(code) for code in range(number, 8192)}
+    gone = {LUMINA_MGPT.codes.name(code) for code in range(number, 8192)}
     values = json.loads(tokenizer.backend_tokenizer.to_str())
     values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] not in gone]
     values["model"]["vocab"] = {name: id for name, id in values["model"]["vocab"].items() if name not in gone}

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from lumina_mgpt_diffusers import LUMINA_MGPT
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import (
-    _VOCABULARIES,
-    ImageVocabulary,
     MalformedImageError,
-    code_token,
     fill_missing_codes,
     nearest_size,
     trained_sizes,
 )
+from lumina_mgpt_diffusers.lumina_mgpt.vocabulary import _KNOWN, from_names, read_vocabulary
 
 
 START, END, ROW_END, TAG_0 = 8197, 8196, 8803, 8804
+code_name = LUMINA_MGPT.codes.name
+
 SIZES = ["64x64", "64x96", "96x64", "128x32"]  # width x height
 
 
@@ -76,17 +77,16 @@ def test_ids_come_from_names(vocabulary):
 
 
 def test_code_names():
-    assert [code_token(code) for code in (0, 9, 10, 8191)] == ["IMGIMGAZ", "IMGIMGJZ", "IMGIMGBAZ", "IMGIMGIBJBZ"]
+    assert [code_name(code) for code in (0, 9, 10, 8191)] == ["IMGIMGAZ", "IMGIMGJZ", "IMGIMGBAZ", "IMGIMGIBJBZ"]
 
 
 def test_code_order_is_that_of_the_names():
     # As one original tokenizer has it: ids in lexicographic order of the names.
-    names = sorted(code_token(code) for code in range(8192))
+    names = sorted(code_name(code) for code in range(8192))
     ids = {name: 4 + index for index, name in enumerate(names)}
     others = {"<racm3:break>": 9000, "<eoss>": 9001, "<reserved08799>": 9002, "<reserved08706>": 9003}
-    vocabulary = ImageVocabulary.from_names(
-        {**ids, **others, "<reserved08801>": 9004, "<reserved08802>": 9005}, num_codes=8192
-    )
+    names = {**ids, **others, "<reserved08801>": 9004, "<reserved08802>": 9005}
+    vocabulary = from_names(names, 8192, 16, LUMINA_MGPT)
     codes = torch.tensor([[0, 10], [100, 8191]])
     tokens = vocabulary.to_tokens(codes)
     assert tokens.tolist() == [9000, 9004, 9004, ids["IMGIMGAZ"], ids["IMGIMGBAZ"], 9002, ids["IMGIMGBAAZ"],
@@ -96,8 +96,8 @@ def test_code_order_is_that_of_the_names():
 
 
 def test_missing_names_are_named():
-    with pytest.raises(ValueError, match=r"lacks 6 of the needed tokens, the first of them '<racm3:break>'"):
-        ImageVocabulary.from_names({code_token(0): 4}, num_codes=2)
+    with pytest.raises(ValueError, match=r"lacks 5 of the needed tokens, the first of them '<racm3:break>'"):
+        from_names({code_name(0): 4}, 2, 16, LUMINA_MGPT)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -186,34 +186,34 @@ def test_sizes_of_any_base_size_are_found_at_once(base_size):
 def test_the_ids_of_a_tokenizer_are_read_once(random_pipe):
     tokenizer = copy.deepcopy(random_pipe.tokenizer)
     gc.collect()
-    before = len(_VOCABULARIES)
-    vocabulary = ImageVocabulary.from_tokenizer(tokenizer, 8192)
-    assert ImageVocabulary.from_tokenizer(tokenizer, 8192) is vocabulary
-    assert ImageVocabulary.from_tokenizer(tokenizer, 8192, patch_size=8) is not vocabulary
+    before = len(_KNOWN)
+    vocabulary = read_vocabulary(tokenizer, 8192, 16)
+    assert read_vocabulary(tokenizer, 8192, 16) is vocabulary
+    assert read_vocabulary(tokenizer, 8192, 8) is not vocabulary
     assert torch.equal(vocabulary.code_ids, random_pipe.image_vocabulary.code_ids)
     num_tags = len(vocabulary.size_tag_ids)
     tokenizer.add_tokens([f"<reserved{8800 + num_tags + 1:05d}>"])
-    assert len(ImageVocabulary.from_tokenizer(tokenizer, 8192).size_tag_ids) == num_tags + 1
-    assert len(_VOCABULARIES) == before + 1
+    assert len(read_vocabulary(tokenizer, 8192, 16).size_tag_ids) == num_tags + 1
+    assert len(_KNOWN) == before + 1
     reference = weakref.ref(tokenizer)
     del tokenizer
     gc.collect()
-    assert reference() is None and len(_VOCABULARIES) == before
+    assert reference() is None and len(_KNOWN) == before
 
 
 def test_ids_are_plain_tensors_on_the_cpu_wherever_they_are_read_first(random_pipe):
     tokenizer = copy.deepcopy(random_pipe.tokenizer)
     with torch.inference_mode(), torch.device("meta"):
-        code_ids = ImageVocabulary.from_tokenizer(tokenizer, 8192).code_ids
+        code_ids = read_vocabulary(tokenizer, 8192, 16).code_ids
     assert code_ids.device.type == "cpu" and not code_ids.is_inference()
 
 
 def test_a_vocabulary_of_another_stride_and_number_of_codes():
     num_codes = 16384
-    names = {code_token(code): 100 + code for code in range(num_codes)}
+    names = {code_name(code): 100 + code for code in range(num_codes)}
     control = ["<racm3:break>", "<eoss>", "<reserved08799>", "<reserved08706>", "<reserved08801>", "<reserved08802>"]
     names |= {name: index for index, name in enumerate(control)}
-    vocabulary = ImageVocabulary.from_names(names, num_codes, patch_size=8)
+    vocabulary = from_names(names, num_codes, 8, LUMINA_MGPT)
     codes = torch.arange(32).view(4, 8) + num_codes - 32
     tokens = vocabulary.to_tokens(codes)
     assert tokens[:3].tolist() == vocabulary.prefix(32, 64) == [0, 4, 5]

@@ -37,7 +37,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from world import draw_scene, render
 
 from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTImg2ImgPipeline, LuminaMGPTPipeline
-from lumina_mgpt_diffusers.lumina_mgpt.prompts import IMAGE_PLACEHOLDER, Task
+from lumina_mgpt_diffusers.lumina_mgpt.tasks import IMAGE_PLACEHOLDER, Task
 from lumina_mgpt_diffusers.lumina_mgpt.visual_results import contact_sheet
 
 

@@ -12,15 +12,8 @@ from tasks import EXAMPLES, draw_example
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lumina_mgpt_diffusers.lumina_mgpt.prompts import CHAT_TEMPLATE
-from lumina_mgpt_diffusers.lumina_mgpt.unirep import (
-    END_TOKEN,
-    ROW_END_TOKEN,
-    SEPARATOR_TOKEN,
-    START_TOKEN,
-    code_token,
-    size_tag_token,
-)
+from lumina_mgpt_diffusers import LUMINA_MGPT
+from lumina_mgpt_diffusers.lumina_mgpt.prompts import chat_template
 
 
 MOST_GRIDS = 24
@@ -43,8 +36,10 @@ def make_tokenizer(num_codes: int, num_texts: int = 704, num_examples: int = 400
         num_texts (`int`, defaults to 704): Number of tokens for text, of which 256 are the bytes.
         num_examples (`int`, defaults to 400): Samples of each task to train on.
     """
-    control = ["<s>", "<pad>", "</s>", "<unk>", *map(code_token, range(num_codes)), END_TOKEN, START_TOKEN]
-    control += [SEPARATOR_TOKEN, "<image>", ROW_END_TOKEN, *map(size_tag_token, range(1, MOST_GRIDS + 1))]
+    family = LUMINA_MGPT
+    control = ["<s>", "<pad>", "</s>", "<unk>", *map(family.codes.name, range(num_codes))]
+    control += [family.end_token, family.start_token, family.separator_token, "<image>", family.row_end_token]
+    control += map(family.size_tag, range(1, MOST_GRIDS + 1))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -64,10 +59,10 @@ def make_tokenizer(num_codes: int, num_texts: int = 704, num_examples: int = 400
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
-        eos_token=SEPARATOR_TOKEN,
+        eos_token=family.separator_token,
         pad_token="<pad>",
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = chat_template(fast, family)
     return fast

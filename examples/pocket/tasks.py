@@ -30,11 +30,10 @@ from world import (
     render,
 )
 
-from lumina_mgpt_diffusers.lumina_mgpt.prompts import IMAGE_PLACEHOLDER, TASKS, text_to_image_prompt
+from lumina_mgpt_diffusers import LUMINA_MGPT, TASKS
+from lumina_mgpt_diffusers.lumina_mgpt.tasks import IMAGE_PLACEHOLDER
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import trained_sizes
 
-
-CAPTION_REQUEST = f"Describe the image in detail. {IMAGE_PLACEHOLDER}"
 
 CONTROLS = ("depth", "normal", "segmentation")
 
@@ -95,12 +94,12 @@ def draw_example(task: str, split: str, index: int, base_size: int) -> Example:
 
 
 def _text_to_image(scene: Scene, random: np.random.Generator, split: str) -> Example:
-    request = text_to_image_prompt(caption(scene, random), scene.height, scene.width)
+    request = LUMINA_MGPT.text_to_image_prompt(caption(scene, random), scene.height, scene.width)
     return Example([(request, IMAGE_PLACEHOLDER)], [render(scene)], scene)
 
 
 def _caption(scene: Scene, random: np.random.Generator, split: str) -> Example:
-    return Example([(CAPTION_REQUEST, caption(scene, random))], [render(scene)], scene)
+    return Example([(LUMINA_MGPT.caption, caption(scene, random))], [render(scene)], scene)
 
 
 def map_picture(scene: Scene, task: str) -> np.ndarray:

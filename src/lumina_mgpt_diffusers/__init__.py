@@ -2,7 +2,10 @@
 """Lumina-mGPT (https://huggingface.co/papers/2408.02657) as diffusers pipelines."""
 
 from .lumina_mgpt import (
+    LUMINA_MGPT,
+    LUMINA_MGPT_2,
     TASKS,
+    CodeTokens,
     ImagePart,
     LuminaMGPTChatPipeline,
     LuminaMGPTChatPipelineOutput,
@@ -15,6 +18,8 @@ from .lumina_mgpt import (
     LuminaMGPTScheduler,
     LuminaMGPTStreamOutput,
     LuminaMGPTTransformer,
+    ModelFamily,
+    PanelTask,
     Task,
     TextPart,
     contact_sheet,
@@ -23,27 +28,36 @@ from .lumina_mgpt import (
     read_depth,
     read_labels,
     read_normals,
+    register_family,
 )
 from .memory import MemoryEstimate, estimate_memory, largest_batch
+from .modular import LuminaMGPTAutoBlocks, LuminaMGPTModularPipeline
 from .registration import register
 
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CodeTokens",
     "ImagePart",
+    "LUMINA_MGPT",
+    "LUMINA_MGPT_2",
+    "LuminaMGPTAutoBlocks",
     "LuminaMGPTChatPipeline",
     "LuminaMGPTChatPipelineOutput",
     "LuminaMGPTConversation",
     "LuminaMGPTImg2ImgPipeline",
     "LuminaMGPTImg2ImgPipelineOutput",
     "LuminaMGPTInpaintPipeline",
+    "LuminaMGPTModularPipeline",
     "LuminaMGPTPipeline",
     "LuminaMGPTPipelineOutput",
     "LuminaMGPTScheduler",
     "LuminaMGPTStreamOutput",
     "LuminaMGPTTransformer",
     "MemoryEstimate",
+    "ModelFamily",
+    "PanelTask",
     "TASKS",
     "Task",
     "TextPart",
@@ -55,6 +69,7 @@ __all__ = [
     "read_depth",
     "read_labels",
     "read_normals",
+    "register_family",
 ]
 
 register()

@@ -9,6 +9,7 @@ import torch
 from transformers import ChameleonConfig
 
 from .lumina_mgpt.engine import MAX_RUN
+from .lumina_mgpt.families import find_family
 from .lumina_mgpt.slots import slots_needed
 from .lumina_mgpt.windows import MAX_WINDOW
 
@@ -22,7 +23,9 @@ class MemoryEstimate:
         weights (`int`): Transformer and VQ model.
         kv_cache (`int`): Keys and values of every row, both branches of guidance.
         drafts (`int`): Logits of one row of codes of each image, float32, from which drafts are guessed.
-        activations (`int`): The greatest of those of a step, of the prompt and of decoding one image to pixels.
+        activations (`int`):
+            The greatest of those of a step, of the prompt, and of what decoding one image to pixels takes beyond the
+            cache and the drafts, which are freed before.
     """
 
     weights: int
@@ -32,8 +35,6 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        # The cache and the drafts are freed before the images are decoded, but the activations of the VQ model are no
-        # larger than they are in all but the smallest calls: the sum is a safe bound.
         return self.weights + self.kv_cache + self.drafts + self.activations
 
 
@@ -48,9 +49,10 @@ def estimate_memory(
     guidance: bool = True,
     prompt_length: int = 64,
     num_draft_tokens: int | str = "auto",
-    num_codes: int = 8192,
-    patch_size: int = 16,
-    vqvae_parameters: int = 68_718_467,
+    num_codes: int | None = None,
+    patch_size: int | None = None,
+    vqvae_parameters: int | None = None,
+    keeps_cache: bool = False,
 ) -> MemoryEstimate:
     """
     Estimate the memory of a text-to-image call on the device that runs it.
@@ -64,9 +66,12 @@ def estimate_memory(
         guidance (`bool`, defaults to `True`): Whether classifier-free guidance is on, which doubles the rows.
         prompt_length (`int`, defaults to 64): Longest prompt in tokens.
         num_draft_tokens (`int` or `"auto"`, defaults to `"auto"`): Draft tokens of a forward, at most.
-        num_codes (`int`, defaults to 8192): Size of the codebook.
-        patch_size (`int`, defaults to 16): Pixels per code, the stride of the VQ model.
-        vqvae_parameters (`int`): Parameters of the VQ model, by default those of the released one.
+        num_codes (`int`, *optional*): Size of the codebook.
+        patch_size (`int`, *optional*): Pixels per code, the stride of the VQ model.
+        vqvae_parameters (`int`, *optional*): Parameters of the VQ model. By default all three are those of the VQ
+            model that was released for the family that `config` states or names.
+        keeps_cache (`bool`, defaults to `False`):
+            Whether the cache stays for the next call, as that of a compiled transformer on a GPU does.
 
     Returns:
         [`MemoryEstimate`]: In bytes. The CUDA context and what the allocator holds back come on top, about 1 GiB.
@@ -80,6 +85,10 @@ def estimate_memory(
     >>> estimate_memory(ChameleonConfig(), 768, 768).total / 2**30  # 7B, one image
     ```
     """
+    family = find_family(config, config.vocabulary_map or {})
+    num_codes = family.num_codes if num_codes is None else num_codes
+    patch_size = family.stride if patch_size is None else patch_size
+    vqvae_parameters = family.vq_parameters if vqvae_parameters is None else vqvae_parameters
     element = torch.finfo(dtype).bits // 8
     head_dim = config.hidden_size // config.num_attention_heads
     kv_size = config.num_key_value_heads * head_dim
@@ -106,9 +115,10 @@ def estimate_memory(
     step = rows * window * (per_token + 4 * 4 * num_codes)
     # The prompts run through once, against a mask of float attention scores for every head.
     prompt = rows * prompt_length * (per_token + 4 * config.num_attention_heads * prompt_length)
-    # One image on its way to pixels: about five feature maps of 128 channels at full size (measured).
-    pixels = 5 * 128 * height * width * element
-    return MemoryEstimate(weights, kv_cache, drafts, max(step, prompt, pixels))
+    # One image on its way to pixels (measured).
+    pixels = family.vq_values_per_pixel * height * width * element
+    beyond = pixels - drafts - (0 if keeps_cache else kv_cache)
+    return MemoryEstimate(weights, kv_cache, drafts, max(step, prompt, beyond))
 
 
 def largest_batch(memory: int, config: ChameleonConfig, height: int, width: int, **kwargs) -> int:

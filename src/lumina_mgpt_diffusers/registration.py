@@ -2,8 +2,8 @@
 """
 Makes diffusers know the pipelines of this package, as if they were its own.
 
-A saved pipeline then names its components `["lumina_mgpt", "LuminaMGPTScheduler"]`, and `DiffusionPipeline` and
-`AutoPipelineForText2Image`, `…Image2Image` and `…Inpainting` find its class.
+A saved pipeline then names its components `["lumina_mgpt", "LuminaMGPTScheduler"]`, and `DiffusionPipeline`,
+`AutoPipelineForText2Image`, `…Image2Image`, `…Inpainting` and `ModularPipeline` find its class.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import diffusers
+from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
 
-from . import lumina_mgpt
+from . import lumina_mgpt, modular
+from .repository import MODEL_NAME
 
 
 AUTO_PIPELINE_MODULE = "diffusers.pipelines.auto_pipeline"
-MODEL_NAME = "lumina-mgpt"
 
 
 def register() -> None:
@@ -30,6 +31,9 @@ def register() -> None:
         if name.endswith("Pipeline"):
             for module in (diffusers, diffusers.pipelines):
                 setattr(module, name, getattr(lumina_mgpt, name))
+    for one in (modular.LuminaMGPTModularPipeline, modular.LuminaMGPTAutoBlocks):
+        setattr(diffusers, one.__name__, one)
+    MODULAR_PIPELINE_MAPPING[MODEL_NAME] = lambda config=None: modular.LuminaMGPTModularPipeline.__name__
     if AUTO_PIPELINE_MODULE in sys.modules:
         register_auto_pipelines(sys.modules[AUTO_PIPELINE_MODULE])
     else:

@@ -18,11 +18,15 @@ from huggingface_hub import CommitInfo, create_repo, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from .files import files_in, move_files, read_json, staging_folder, write_json
+from .lumina_mgpt.families import LUMINA_MGPT, ModelFamily, find_family
 from .lumina_mgpt.unirep import nearest_size, trained_sizes
 
 
 LIBRARY = "lumina_mgpt"
 """The library that `model_index.json` names for the components of this package."""
+
+MODEL_NAME = "lumina-mgpt"
+"""The name by which diffusers finds the pipelines of one model for one another."""
 
 INDEX_NAME = "model_index.json"
 CARD_NAME = "README.md"
@@ -48,8 +52,8 @@ TEXT_TO_IMAGE = """\
 image = pipe("a red fox in the snow", height={resolution}, width={resolution}, generator=generator).images[0]
 image.save("fox.png")"""
 IMAGE_TO_IMAGE = """\
-image = pipe("Make it night.", image="fox.png", generator=generator).images[0]
-image.save("night.png")"""
+{image_to_image}
+image.save("result.png")"""
 INPAINTING = """\
 image = pipe("a red fox", image="snow.png", mask_image="mask.png", generator=generator).images[0]
 image.save("fox.png")"""
@@ -163,21 +167,30 @@ def finish_folder(folder: str | os.PathLike, model: str = ".") -> None:
     write_json(folder / INDEX_NAME, index)
     for path, (name, exported) in shims.items():
         if (folder / path).parent.is_dir():
-            (folder / path).write_text(SHIM.format(name=name, exported=exported), encoding="utf-8")
+            write_shim(folder / path, name, exported)
 
     for path in (folder / "tokenizer" / "tokenizer_config.json", folder / "vqvae" / "config.json"):
         if path.is_file():
             _edit_json(path)
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         settings = read_json(folder / "scheduler" / "scheduler_config.json")
+        family = LUMINA_MGPT
         if (folder / "transformer" / "config.json").is_file():
             # The base size belongs to the weights: another scheduler does not change it.
-            _edit_json(folder / "transformer" / "config.json", base_size=settings["resolution"])
+            config = _edit_json(folder / "transformer" / "config.json", base_size=settings["resolution"])
+            family = find_family(config, config.get("vocabulary_map") or {})
         if not (folder / CARD_NAME).exists():
-            (folder / CARD_NAME).write_text(model_card(index["_class_name"], settings, model), encoding="utf-8")
+            card = model_card(index["_class_name"], settings, model, family)
+            (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
 
-def model_card(pipeline: str, settings: dict[str, object], model: str = ".") -> str:
+def write_shim(path: Path, name: str, exported: str | None = None) -> None:
+    """Write a file that leads diffusers to a class of this package, by its name or another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(SHIM.format(name=name, exported=exported or name), encoding="utf-8")
+
+
+def model_card(pipeline: str, settings: dict[str, object], model: str = ".", family: ModelFamily = LUMINA_MGPT) -> str:
     """
     Text of the `README.md` of a pipeline.
 
@@ -185,16 +198,22 @@ def model_card(pipeline: str, settings: dict[str, object], model: str = ".") -> 
         pipeline (`str`): Name of its class.
         settings (`dict[str, object]`): Configuration of its [`LuminaMGPTScheduler`].
         model (`str`, defaults to `"."`): What the usage loads: the id of the repository or a folder.
+        family ([`ModelFamily`], *optional*): What the model is, by default Lumina-mGPT.
     """
     resolution = settings["resolution"]
     pipeline_tag, usage = USAGE.get(pipeline, USAGE["LuminaMGPTPipeline"])
-    shapes = [(shape, nearest_size(shape[1], shape[0], resolution)) for shape in COMMON_SHAPES]
-    sizes = trained_sizes(resolution)
+    grid_size = family.grid_size
+    shapes = [(shape, nearest_size(shape[1], shape[0], resolution, grid_size)) for shape in COMMON_SHAPES]
+    sizes = trained_sizes(resolution, grid_size)
     template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     return template.format(
         pipeline=pipeline,
         pipeline_tag=pipeline_tag,
-        usage=usage.format(resolution=resolution),
+        usage=usage.format(resolution=resolution, image_to_image=family.image_to_image_example),
+        title=family.title,
+        front_matter="\n".join(f"{key}: {value}" for key, value in family.card.items()),
+        description=family.description,
+        licence=family.licence,
         model=model,
         resolution=resolution,
         settings="\n".join(f"| `{name}` | {settings[name]} |" for name in sorted(settings) if name[0] != "_"),

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 
+from ..lumina_mgpt.families import families
 from ..original import convert_diffusers_to_original, convert_original_to_diffusers
 from .arguments import DTYPES
 
 
-TO_DIFFUSERS = ("original_vqgan", "original_tokenizer", "base_size", "dtype")
+TO_DIFFUSERS = ("original_vqgan", "original_tokenizer", "base_size", "family", "dtype")
 
 EXAMPLE = """\
 examples:
   lumina-mgpt convert Alpha-VLLM/Lumina-mGPT-7B-768 lumina-mgpt-7b-768 --original_vqgan chameleon/tokenizer
+  lumina-mgpt convert Alpha-VLLM/Lumina-mGPT-2.0 lumina-mgpt-2.0 --original_vqgan movqgan_270M.ckpt
   lumina-mgpt convert lumina-mgpt-7b-768 original --to original
 
 It needs the memory of one tensor and can be interrupted: run again, it keeps what is finished.
@@ -39,6 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     group.add_argument("--original_vqgan", help="the VQ model: folder, file or Hub id; needed")
     group.add_argument("--original_tokenizer", help="folder or Hub id of the tokenizer, if not the checkpoint's own")
     group.add_argument("--base_size", type=int, help="side of the square of the trained area; default: from the name")
+    group.add_argument("--family", choices=families(), help="which it is of; default: what the vocabulary shows")
     group.add_argument("--dtype", choices=DTYPES, help="of the transformer's weights; by default they keep theirs")
     parser.set_defaults(run=run)
 
@@ -46,9 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     logger.setLevel(logging.INFO)
     if args.to == "original":
-        given = [
-            name for name in ("original_vqgan", "original_tokenizer", "base_size", "dtype") if getattr(args, name)
-        ]
+        given = [name for name in TO_DIFFUSERS if getattr(args, name)]
         if given:
             raise ValueError(f"`--{given[0]}` is for a conversion to diffusers, but `--to` is 'original'.")
         folder = convert_diffusers_to_original(args.source, args.output)
@@ -66,5 +67,6 @@ def to_diffusers(args: argparse.Namespace) -> Path:
         original_vqgan=args.original_vqgan,
         original_tokenizer=args.original_tokenizer,
         base_size=args.base_size,
+        family=args.family,
         dtype=None if args.dtype is None else getattr(torch, args.dtype),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..lumina_mgpt import TASKS, LuminaMGPTImg2ImgPipeline
+from ..lumina_mgpt import LuminaMGPTImg2ImgPipeline
 from ..png import describe, save_png
 from .arguments import (
     add_model_arguments,
@@ -39,8 +39,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "images", nargs="+", metavar="IMAGE", help="file; several are for one prompt that marks each by <|image|>"
     )
     parser.add_argument("--prompt", help="instruction, object to detect or caption, for the tasks that take one")
-    parser.add_argument("--task", choices=list(TASKS), help="default: edit with a prompt, else depth")
+    parser.add_argument("--task", help="a name or a template, see the documentation; default: edit, or depth")
     add_size_arguments(parser, "that of the input")
+    parser.add_argument("--result_only", action="store_true", help="of two panels, leave the given one out")
     parser.add_argument("--free_size", action="store_true", help="let the model choose the size")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("lumina_mgpt.png"), help="default: %(default)s")
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         height=args.height,
         width=args.width,
         size="free" if args.free_size else None,
+        result_only=args.result_only,
         generator=torch.Generator().manual_seed(args.seed),
         **settings,
     )

@@ -3,6 +3,7 @@
 
 from .calls import LuminaMGPTStreamOutput
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
+from .families import LUMINA_MGPT, LUMINA_MGPT_2, CodeTokens, ModelFamily, register_family
 from .pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .pipeline_lumina_mgpt_chat import LuminaMGPTChatPipeline
 from .pipeline_lumina_mgpt_img2img import LuminaMGPTImg2ImgPipeline
@@ -12,14 +13,18 @@ from .pipeline_output import (
     LuminaMGPTImg2ImgPipelineOutput,
     LuminaMGPTPipelineOutput,
 )
-from .prompts import TASKS, Task, multiview_prompt
+from .prompts import TASKS, multiview_prompt
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
+from .tasks import PanelTask, Task
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
 from .visual_results import contact_sheet, find_palette, read_depth, read_labels, read_normals
 
 
 __all__ = [
+    "CodeTokens",
     "ImagePart",
+    "LUMINA_MGPT",
+    "LUMINA_MGPT_2",
     "LuminaMGPTChatPipeline",
     "LuminaMGPTChatPipelineOutput",
     "LuminaMGPTConversation",
@@ -31,6 +36,8 @@ __all__ = [
     "LuminaMGPTScheduler",
     "LuminaMGPTStreamOutput",
     "LuminaMGPTTransformer",
+    "ModelFamily",
+    "PanelTask",
     "TASKS",
     "Task",
     "TextPart",
@@ -40,4 +47,5 @@ __all__ = [
     "read_depth",
     "read_labels",
     "read_normals",
+    "register_family",
 ]

@@ -121,6 +121,7 @@ class Batch:
         self.places = SamplingPlaces([row.settings for row in self.images], self.device)
         self.places.num_columns = self.stride[self.image_index] - 1
         self.places.num_codes = self.upload([row.num_codes for row in self.images])[:, None]
+        self.places.first = self.upload([row.num_given_codes for row in self.images])[:, None]
 
     def upload(self, values: Sequence[int]) -> torch.LongTensor:
         return torch.tensor(list(values), dtype=torch.long, device="cpu").to(self.device)

@@ -103,7 +103,7 @@ class LuminaMGPTStreamOutput:
     Images that are being sampled.
 
     Args:
-        codes (`torch.LongTensor` of shape `(num_images, height / 16, width / 16)`):
+        codes (`torch.LongTensor` of shape `(num_images, height / stride, width / stride)`):
             The VQ codes so far, -1 where there is none yet. Of images of different sizes a list.
         num_rows (`int`): Number of rows of codes that are complete in every image.
         pipe ([`LuminaMGPTBasePipeline`]): Decodes them.

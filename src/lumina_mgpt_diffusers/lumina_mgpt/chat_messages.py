@@ -10,8 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .conversation import ImagePart, TextPart
+from .families import ModelFamily
 from .image_encoding import SOURCES, LoadedImage, load_images
-from .prompts import IMAGE_PLACEHOLDER, encode_conversation, split_at_images
+from .prompts import encode_conversation
+from .tasks import IMAGE_PLACEHOLDER, split_at_images
 from .validation import check_text, shown
 
 
@@ -33,9 +35,11 @@ class Turns:
     messages: list[dict]
     images: list[LoadedImage]
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, images: Sequence[Sequence[int]]) -> list[int]:
-        """Token ids from `<s>` to the last separator; `images` are the tokens of each image."""
-        return encode_conversation(tokenizer, self.messages, images)
+    def encode(
+        self, tokenizer: PreTrainedTokenizerBase, images: Sequence[Sequence[int]], family: ModelFamily
+    ) -> list[int]:
+        """Token ids from the first of every sequence to the last separator; `images` are the tokens of each image."""
+        return encode_conversation(tokenizer, self.messages, images, family)
 
 
 def read_messages(

@@ -11,15 +11,24 @@ from diffusers.utils import logging
 from safetensors import safe_open
 from transformers import ChameleonConfig, PreTrainedTokenizerBase
 
+from .families import ModelFamily
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
-from .unirep import GRID_SIZE, ImageVocabulary, code_token, trained_sizes
+from .unirep import trained_sizes
+from .vocabulary import family_of, read_vocabulary
 from .weight_checks import check_shapes
 
 
 logger = logging.get_logger(__name__)
 
 
-def check_fit(tokenizer: PreTrainedTokenizerBase, config: ChameleonConfig, vqvae: VQModel, resolution: int) -> None:
+def stride_of(vqvae: VQModel) -> int:
+    """Pixels per code of a VQ model."""
+    return 2 ** (len(vqvae.config.block_out_channels) - 1)
+
+
+def check_fit(
+    tokenizer: PreTrainedTokenizerBase, config: ChameleonConfig, vqvae: VQModel, resolution: int | None
+) -> None:
     """
     Check that the components mean the same by the same ids and codes.
 
@@ -27,23 +36,21 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, config: ChameleonConfig, vqvae
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Names the tokens of codes and sizes.
         config ([`~transformers.ChameleonConfig`]): Configuration of the transformer, which has a `vocab_size`.
         vqvae ([`VQModel`]): Has a number of codes.
-        resolution (`int`): Base size in pixels.
+        resolution (`int`, *optional*): Base size in pixels, if it is known.
 
     Raises:
         `ValueError`: If they do not fit, saying in what.
     """
-    num_codes, vocab_size = vqvae.config.num_vq_embeddings, config.vocab_size
-    vocabulary = ImageVocabulary.from_tokenizer(tokenizer, num_codes)
-    if tokenizer.convert_tokens_to_ids(code_token(num_codes)) not in (None, tokenizer.unk_token_id):
-        raise ValueError(
-            f"The `tokenizer` has tokens of more codes than the {num_codes} (`num_vq_embeddings`) of the `vqvae`."
-        )
-    needed = max(map(max, trained_sizes(resolution))) // GRID_SIZE
-    if len(vocabulary.size_tag_ids) < needed:
-        raise ValueError(
-            f"The `tokenizer` has size tags up to {vocabulary.max_side} pixels, but the sizes of the base size"
-            f" {resolution} need {needed * GRID_SIZE}."
-        )
+    vocab_size = config.vocab_size
+    vocabulary = read_vocabulary(tokenizer, vqvae.config.num_vq_embeddings, stride_of(vqvae), config)
+    if resolution is not None:
+        check_base_size(resolution, family_of(tokenizer, config))
+        needed = max(map(max, trained_sizes(resolution, vocabulary.grid_size)))
+        if vocabulary.max_side < needed:
+            raise ValueError(
+                f"The `tokenizer` has size tags up to {vocabulary.max_side} pixels, but the sizes of the base size"
+                f" {resolution} need {needed}."
+            )
     control = (vocabulary.start_id, vocabulary.end_id, vocabulary.row_end_id, vocabulary.separator_id)
     ids = [*vocabulary.code_ids.tolist(), *vocabulary.size_tag_ids, *control]
     if len(set(ids)) < len(ids):
@@ -55,6 +62,15 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, config: ChameleonConfig, vqvae
         raise ValueError(
             f"The `tokenizer` has ids beyond the `vocab_size` {vocab_size} of the `transformer`, such as that of"
             f" {(beyond or ['the image tokens'])[0]!r}."
+        )
+
+
+def check_base_size(resolution: int, family: ModelFamily) -> None:
+    """Raise a `ValueError` if the base size of a scheduler is none of a family."""
+    if resolution % family.grid_size:
+        raise ValueError(
+            f"`resolution` has to be a positive multiple of {family.grid_size} pixels, as the size tags of"
+            f" {family.title} count, but is {resolution}."
         )
 
 
@@ -80,15 +96,28 @@ def states_base_size(scheduler: LuminaMGPTScheduler) -> bool:
     return "resolution" not in scheduler.config.get("_use_default_values", ())
 
 
-def with_base_size(scheduler: LuminaMGPTScheduler, config: ChameleonConfig) -> LuminaMGPTScheduler:
-    """The scheduler, with the base size of the transformer if it states none. One that is a guess is said."""
-    if states_base_size(scheduler):
-        return scheduler
-    base_size = getattr(config, "base_size", None)
-    if base_size is None:
-        logger.warning_once(
-            f"Neither the scheduler nor the transformer states the base size: {scheduler.config.resolution} is taken."
-            " If the checkpoint was trained at another, pass `scheduler=LuminaMGPTScheduler(resolution=…)`."
-        )
-        return scheduler
-    return type(scheduler).from_config(scheduler.config, resolution=base_size)
+def with_defaults(scheduler: LuminaMGPTScheduler, config: ChameleonConfig, family: ModelFamily) -> LuminaMGPTScheduler:
+    """
+    A scheduler with what it does not state taken from the model.
+
+    Args:
+        scheduler ([`LuminaMGPTScheduler`]): The scheduler.
+        config ([`~transformers.ChameleonConfig`]): Configuration of the transformer, which may have a `base_size`.
+        family ([`ModelFamily`]): Has the sampler's defaults.
+
+    Returns:
+        [`LuminaMGPTScheduler`]: The same, or another of its class. A base size that is a guess is said in the log.
+    """
+    unstated = scheduler.config.get("_use_default_values", ())
+    values = {name: value for name, value in family.sampler.items() if name in unstated}
+    if not states_base_size(scheduler):
+        base_size = getattr(config, "base_size", None)
+        if base_size is None:
+            logger.warning_once(
+                "Neither the scheduler nor the transformer states the base size: "
+                f"{scheduler.config.resolution} is taken. If the checkpoint was trained at another, pass"
+                " `scheduler=LuminaMGPTScheduler(resolution=…)`."
+            )
+        else:
+            values["resolution"] = base_size
+    return type(scheduler).from_config(scheduler.config, **values) if values else scheduler

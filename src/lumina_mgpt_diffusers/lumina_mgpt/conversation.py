@@ -41,7 +41,7 @@ class ImagePart:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*):
             The image as `output_type` asks for it. What was not sampled before the answer was cut off repeats the
             codes above it. None if nothing was sampled.
-        codes (`torch.LongTensor` of shape `(height / 16, width / 16)`, *optional*):
+        codes (`torch.LongTensor` of shape `(height / stride, width / stride)`, *optional*):
             Its VQ codes, -1 where none was sampled. None if the answer was cut off before the size of the image was
             known.
         is_complete (`bool`, defaults to `True`): Whether all of it was sampled.

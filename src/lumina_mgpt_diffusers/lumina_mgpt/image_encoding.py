@@ -23,7 +23,7 @@ import torch
 from diffusers import VQModel
 from diffusers.utils.constants import DIFFUSERS_REQUEST_TIMEOUT
 
-from .unirep import nearest_size
+from .unirep import GRID_SIZE, nearest_size
 from .validation import is_dense, kind_of, shown
 
 
@@ -47,6 +47,9 @@ CONVERTED_FIRST = {"1": "L", "P": "RGB", "PA": "RGBA", "HSV": "RGB"}
 
 # A resized image of more than so many times the area wanted is not made in whole.
 MAX_EXCESS = 16
+
+# Vectors that are compared with the codebook at once.
+VECTORS_AT_ONCE = 256
 
 # Pixels beside a part of an image, more than the bicubic filter reaches.
 MARGIN = 8
@@ -253,7 +256,12 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray((rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8))
 
 
-def prepare_image(image: PIL.Image.Image, base_size: int, generator: torch.Generator | None = None) -> PIL.Image.Image:
+def prepare_image(
+    image: PIL.Image.Image,
+    base_size: int,
+    generator: torch.Generator | None = None,
+    grid_size: int = GRID_SIZE,
+) -> PIL.Image.Image:
     """
     What the VQ model gets to see of an image: `RGB`, of a trained size.
 
@@ -261,8 +269,9 @@ def prepare_image(image: PIL.Image.Image, base_size: int, generator: torch.Gener
         image (`PIL.Image.Image`): The image, in any mode.
         base_size (`int`): Base size of the checkpoint in pixels.
         generator (`torch.Generator`, *optional*): Decides a random place of the crop, which is else the centre.
+        grid_size (`int`, defaults to 32): Pixels that one step of a size tag stands for.
     """
-    height, width = nearest_size(image.height, image.width, base_size)
+    height, width = nearest_size(image.height, image.width, base_size, grid_size)
     return to_rgb(resize_and_crop(to_resizable(image), height, width, generator))
 
 
@@ -272,7 +281,7 @@ def encode_pixels(vqvae: VQModel, image: PIL.Image.Image, device: torch.device) 
 
     Args:
         vqvae ([`VQModel`]): The VQ model.
-        image (`PIL.Image.Image`): An `RGB` image whose sides are multiples of 32.
+        image (`PIL.Image.Image`): An `RGB` image whose sides are multiples of the stride of the VQ model.
         device (`torch.device`): Where the VQ model runs.
 
     Returns:
@@ -284,7 +293,22 @@ def encode_pixels(vqvae: VQModel, image: PIL.Image.Image, device: torch.device) 
     embedding = vqvae.quantize.embedding
     codebook = embedding(torch.arange(embedding.num_embeddings, device=latents.device))
     vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    return torch.cdist(vectors.float(), codebook.float()).argmin(dim=1).view(latents.shape[2:]).cpu()
+    return nearest_entries(vectors, codebook).view(latents.shape[2:]).cpu()
+
+
+def nearest_entries(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.LongTensor:
+    """
+    Index of the nearest entry of a codebook, a part of the vectors at a time to bound the memory.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(number, channels)`): Latents.
+        codebook (`torch.Tensor` of shape `(num_codes, channels)`): Entries.
+
+    Returns:
+        `torch.LongTensor` of shape `(number,)`: Codes.
+    """
+    codebook = codebook.float()
+    return torch.cat([torch.cdist(part.float(), codebook).argmin(dim=1) for part in vectors.split(VECTORS_AT_ONCE)])
 
 
 def encode_images(
@@ -293,6 +317,7 @@ def encode_images(
     base_size: int,
     device: torch.device,
     generator: torch.Generator | None = None,
+    grid_size: int = GRID_SIZE,
 ) -> list[torch.LongTensor]:
     """
     VQ codes of images, one at a time to bound the memory.
@@ -303,6 +328,7 @@ def encode_images(
         base_size (`int`): Base size of the checkpoint in pixels.
         device (`torch.device`): Where the VQ model runs.
         generator (`torch.Generator`, *optional*): Decides random places of the crops, which are else at the centre.
+        grid_size (`int`, defaults to 32): Pixels that one step of a size tag stands for.
 
     Returns:
         `list[torch.LongTensor]`: Codes of shape `(rows, columns)`, on the CPU.
@@ -310,6 +336,6 @@ def encode_images(
     return [
         image
         if isinstance(image, torch.Tensor)
-        else encode_pixels(vqvae, prepare_image(image, base_size, generator), device)
+        else encode_pixels(vqvae, prepare_image(image, base_size, generator, grid_size), device)
         for image in images
     ]

@@ -6,12 +6,18 @@ from __future__ import annotations
 import os
 from collections.abc import Container
 
+import diffusers
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 
 from ..files import read_json
 from ..original.files import FileSource, read_weight_map
 from ..original.layout import checked_config, original_as_diffusers
+from .families import ModelFamily
+from .validation import shown
 
+
+DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "force_download")
 COMPONENTS = ("tokenizer", "transformer", "vqvae", "scheduler")
@@ -35,6 +41,7 @@ class OriginalCheckpointMixin:
         *,
         original_vqgan: str | os.PathLike | None = None,
         original_tokenizer: str | os.PathLike | None = None,
+        family: str | ModelFamily | None = None,
         **kwargs,
     ) -> DiffusionPipeline:
         r"""
@@ -49,10 +56,14 @@ class OriginalCheckpointMixin:
             original_vqgan (`str` or `os.PathLike`, *optional*):
                 Where the VQ model of an original checkpoint is, which does not hold one: a folder with `vqgan.ckpt`
                 and `vqgan.yaml` (the `tokenizer` folder of Meta's Chameleon download), such a `vqgan.ckpt`, a
-                diffusers [`VQModel`] folder, or a Hub id of any of these. Not needed if `vqvae` is passed.
+                `movqgan_270M.ckpt` or a folder with it for Lumina-mGPT 2.0, a diffusers [`VQModel`] folder, or a Hub
+                id of any of these. Not needed if `vqvae` is passed.
             original_tokenizer (`str` or `os.PathLike`, *optional*):
                 Folder or Hub id of the tokenizer of an original checkpoint, by default that of the checkpoint, or if
-                it has none, of `Alpha-VLLM/Lumina-mGPT-7B-768`.
+                it has none, that of its family, such as `Alpha-VLLM/Lumina-mGPT-7B-768`.
+            family (`str` or [`ModelFamily`], *optional*):
+                Which family an original checkpoint is of, see [`register_family`]; by default what its configuration
+                states as `model_family`, or the names in its vocabulary show.
             kwargs: All that [`~diffusers.DiffusionPipeline.from_pretrained`] takes.
 
         Raises:
@@ -72,10 +83,11 @@ class OriginalCheckpointMixin:
         hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         files = model_files(pretrained_model_name_or_path, **hub_kwargs)
         if not is_original(files):
-            for name, value in (("original_vqgan", original_vqgan), ("original_tokenizer", original_tokenizer)):
+            originals = {"original_vqgan": original_vqgan, "original_tokenizer": original_tokenizer, "family": family}
+            for name, value in originals.items():
                 if value is not None:
                     raise ValueError(
-                        f"`{name}` is {str(value)!r} but {str(pretrained_model_name_or_path)!r} is a pipeline in"
+                        f"`{name}` is {shown(value)} but {str(pretrained_model_name_or_path)!r} is a pipeline in"
                         " diffusers' format, which holds all its components. Pass a component itself to replace it."
                     )
             check_files(files, kwargs)
@@ -86,6 +98,7 @@ class OriginalCheckpointMixin:
             pretrained_model_name_or_path,
             original_vqgan=original_vqgan,
             original_tokenizer=original_tokenizer,
+            family=family,
             **components,
             **hub_kwargs,
         ) as folder:
@@ -97,9 +110,14 @@ class OriginalCheckpointMixin:
     def _load(cls, folder: str | os.PathLike, **kwargs) -> DiffusionPipeline:
         # diffusers warns about passed components of a pipeline's own classes, because it cannot check their types.
         own = {name: kwargs[name] for name in ("transformer", "scheduler") if kwargs.get(name) is not None}
-        pipe = super().from_pretrained(folder, **{**kwargs, **dict.fromkeys(own)})
+        pipe = super().from_pretrained(folder, **with_dtype({**kwargs, **dict.fromkeys(own)}))
         pipe.register_modules(**own)
         return pipe
+
+
+def with_dtype(kwargs: dict[str, object]) -> dict[str, object]:
+    """Arguments with `dtype` by the name that the installed diffusers knows: before 0.40 it ignores this one."""
+    return {DTYPE_ARGUMENT if name == "dtype" else name: value for name, value in kwargs.items()}
 
 
 def model_files(name_or_path: str | os.PathLike, **hub_kwargs) -> FileSource:

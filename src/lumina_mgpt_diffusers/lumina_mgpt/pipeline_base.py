@@ -12,19 +12,21 @@ from diffusers import DiffusionPipeline, VQModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
-from transformers import PreTrainedTokenizerFast
+from transformers import ChameleonConfig, PreTrainedTokenizerFast
 
 from ..repository import PortableSavingMixin
 from .calls import CURRENT_CALL, Call, Codes
-from .components import check_fit, check_loaded_vqvae, with_base_size
+from .components import check_base_size, check_fit, check_loaded_vqvae, stride_of, with_defaults
 from .engine import Engine, is_compiled
-from .image_encoding import ImageInput, encode_images, load_images
+from .families import ModelFamily
+from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
 from .kv_cache import SlotCache
-from .loading import OriginalCheckpointMixin
+from .loading import OriginalCheckpointMixin, with_dtype
 from .lora import LuminaMGPTLoraLoaderMixin
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
-from .unirep import GRID_SIZE, ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
+from .unirep import ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
+from .vocabulary import family_of, read_vocabulary
 
 
 logger = logging.get_logger(__name__)
@@ -65,7 +67,7 @@ class LuminaMGPTBasePipeline(
     ) -> None:
         super().__init__()
         self.register_modules(tokenizer=tokenizer, transformer=transformer, vqvae=vqvae, scheduler=scheduler)
-        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1) if vqvae is not None else 16
+        self.vae_scale_factor = self.family.stride if vqvae is None else stride_of(vqvae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._last_call = Call()
         self._kept_caches: list[SlotCache] = []
@@ -77,9 +79,10 @@ class LuminaMGPTBasePipeline(
                 check_kind(name, component)
         super().register_modules(**components)
         if self.scheduler is not None and self.transformer is not None:
-            super().register_modules(scheduler=with_base_size(self.scheduler, self.transformer.config))
+            scheduler = with_defaults(self.scheduler, self.transformer.config, self.family)
+            super().register_modules(scheduler=scheduler)
         if None not in (self.tokenizer, self.transformer, self.vqvae):
-            resolution = GRID_SIZE if self.scheduler is None else self.scheduler.config.resolution
+            resolution = None if self.scheduler is None else self.scheduler.config.resolution
             check_fit(self.tokenizer, self.transformer.config, self.vqvae, resolution)
 
     def register_to_config(self, **values: object) -> None:
@@ -94,6 +97,7 @@ class LuminaMGPTBasePipeline(
             if component is None:
                 raise ValueError(f"This pipeline has no `{name}`, a `{kind.__name__}`, without which it cannot run.")
             check_kind(name, component)
+        check_base_size(self.scheduler.config.resolution, self.family)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> LuminaMGPTBasePipeline:
@@ -108,7 +112,7 @@ class LuminaMGPTBasePipeline(
         components = {name: kwargs.get(name, component) for name, component in pipeline.components.items()}
         names = set(cls._get_signature_keys(cls)[0])
         if names != components.keys() or not kwargs.keys() <= names:
-            return super().from_pipe(pipeline, **kwargs)
+            return super().from_pipe(pipeline, **with_dtype(kwargs))
         # diffusers would cast what the pipelines share to float32.
         return cls(**components)
 
@@ -170,22 +174,29 @@ class LuminaMGPTBasePipeline(
         return super().to(*args, **kwargs)
 
     @property
+    def family(self) -> ModelFamily:
+        """The family that the model is of, as the transformer's configuration or else the vocabulary tells."""
+        return family_of(self.tokenizer, self._transformer_config)
+
+    @property
+    def _transformer_config(self) -> ChameleonConfig | None:
+        return None if self.transformer is None else self.transformer.config
+
+    @property
     def image_vocabulary(self) -> ImageVocabulary:
         """Token ids of the image language, by name from the tokenizer or, without one, the transformer's config."""
         if self.vqvae is None:
             raise ValueError("This pipeline has no `vqvae`, a `VQModel`, which tells how many codes there are.")
         num_codes = self.vqvae.config.num_vq_embeddings
-        if self.tokenizer is not None:
-            return ImageVocabulary.from_tokenizer(self.tokenizer, num_codes, self.vae_scale_factor)
-        names = self.transformer.config.vocabulary_map or {}
-        return ImageVocabulary.from_names(names, num_codes, self.vae_scale_factor)
+        return read_vocabulary(self.tokenizer, num_codes, self.vae_scale_factor, self._transformer_config)
 
     def _warn_of_size(self, height: int, width: int) -> None:
         base_size = self.scheduler.config.resolution
-        if (height, width) not in trained_sizes(base_size):
+        grid_size = self.family.grid_size
+        if (height, width) not in trained_sizes(base_size, grid_size):
             warn_once(
                 f"The model of base size {base_size} was not trained on images of {height}x{width} (height x width)."
-                " Nearest trained size: {}x{}.".format(*nearest_size(height, width, base_size))
+                " Nearest trained size: {}x{}.".format(*nearest_size(height, width, base_size, grid_size))
             )
 
     def _warn_of_length(self, num_tokens: int) -> None:
@@ -248,12 +259,18 @@ class LuminaMGPTBasePipeline(
             generator (`torch.Generator`, *optional*): Crops at random places, as in training, instead of the centre.
 
         Returns:
-            `list[torch.LongTensor]`: Codes of shape `(height / 16, width / 16)`, on the CPU.
+            `list[torch.LongTensor]`: Codes of shape `(height / stride, width / stride)`, on the CPU.
         """
         images = load_images(image)
-        codes = encode_images(self.vqvae, images, self.scheduler.config.resolution, self._execution_device, generator)
+        codes = self._encode_images_to_codes(images, generator)
         self.maybe_free_model_hooks()
         return codes
+
+    def _encode_images_to_codes(
+        self, images: list[LoadedImage], generator: torch.Generator | None
+    ) -> list[torch.LongTensor]:
+        resolution, device = self.scheduler.config.resolution, self._execution_device
+        return encode_images(self.vqvae, images, resolution, device, generator, self.family.grid_size)
 
 
 def start_generator(generator: torch.Generator | list[torch.Generator] | None, number: int) -> list[torch.Generator]:

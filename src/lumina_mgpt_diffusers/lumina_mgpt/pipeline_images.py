@@ -39,7 +39,8 @@ class LuminaMGPTImagePipeline(LuminaMGPTBasePipeline):
         For those who sample the requests themselves, many calls in one [`Engine`].
 
         Returns:
-            [`ImageCall`]: The call with its requests. [`finish`] makes images of their codes.
+            [`ImageCall`]: The call with its requests. [`sample`] gives their codes, and [`finish`] makes images of
+            them.
         """
         return self._prepare(**arguments_of(self.stream, *args, **kwargs))
 
@@ -110,7 +111,13 @@ class LuminaMGPTImagePipeline(LuminaMGPTBasePipeline):
         """Check what goes in, first of all its number, then encode it and [`~ImageCall.add`] the requests."""
         raise NotImplementedError
 
-    def _sample(self, call: ImageCall) -> Iterator[LuminaMGPTStreamOutput]:
+    def sample(self, call: ImageCall) -> Iterator[LuminaMGPTStreamOutput]:
+        """
+        Sample the codes of a prepared call, in an engine of its own.
+
+        Yields:
+            [`LuminaMGPTStreamOutput`]: After every `call.every` rows, if that is not None, and once at the end.
+        """
         grammar = Grammar(self.image_vocabulary, self.scheduler.config.resolution)
         engine = Engine(
             self.transformer,

@@ -12,7 +12,7 @@ from diffusers.utils import logging, replace_example_docstring
 from .calls import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stream_signature
 from .pipeline_images import LuminaMGPTImagePipeline
 from .pipeline_output import LuminaMGPTPipelineOutput
-from .prompts import encode_conversation, text_to_image_prompt, unpad
+from .prompts import encode_conversation, unpad
 from .validation import check_flag, check_integer, check_latents, check_prompts, check_size
 
 
@@ -86,7 +86,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
             right, of the prompts, then of the negative prompts (None without), and the height and the width, which
             have to be passed on with the ids.
         """
-        height, width = self._default_size(height, width)
+        height, width = self.default_size(height, width)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sizes = self._sizes(height, width, len(prompts))
         prompt_token_ids, prompt_attention_mask = self._encode(prompts, sizes, max_sequence_length, device)
@@ -114,8 +114,8 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
     ) -> tuple[torch.LongTensor, torch.LongTensor]:
         conversations = []
         for prompt, (height, width) in zip(prompts, sizes):
-            content = text_to_image_prompt(prompt, height, width)
-            ids = encode_conversation(self.tokenizer, [{"role": "user", "content": content}])
+            content = self.family.text_to_image_prompt(prompt, height, width)
+            ids = encode_conversation(self.tokenizer, [{"role": "user", "content": content}], family=self.family)
             if len(ids) > max_sequence_length:
                 kept, separator = ids[: max_sequence_length - 1], ids[-1]
                 lost = self.tokenizer.decode(ids[max_sequence_length - 1 : -1])
@@ -134,9 +134,12 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
             attention_mask[row, : len(ids)] = 1
         return token_ids, attention_mask
 
-    def _default_size(
-        self, height: int | list[int] | None, width: int | list[int] | None
+    def default_size(
+        self, height: int | list[int] | None, width: int | list[int] | None, latents: object = None
     ) -> tuple[int | list[int], int | list[int]]:
+        """The size that a call without one has: that of the given codes, else the scheduler's base size."""
+        if isinstance(latents, torch.Tensor) and latents.ndim == 3 and height is None and width is None:
+            height, width = (side * self.vae_scale_factor for side in latents.shape[1:])
         if height is None or width is None:
             if self.scheduler is None:
                 raise ValueError("`height` and `width` have to be given to a pipeline without a scheduler.")
@@ -212,7 +215,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
                 One generator, from which each image in turn draws the key of its noise, or one for each image. A
                 generator on the CPU gives the same noise whatever the device of the model. Without one, images are
                 random; the global random state is neither used nor changed.
-            latents (`torch.LongTensor` of shape `(num_images, height / 16, width / 16)`, *optional*):
+            latents (`torch.LongTensor` of shape `(num_images, height / stride, width / stride)`, *optional*):
                 VQ codes to keep, -1 where a code is to be sampled: completes an image, for instance one that was
                 returned by `output_type="latent"`. Of images of different sizes a list.
             prompt_token_ids (`torch.LongTensor` of shape `(num_prompts, length)`, *optional*):
@@ -267,7 +270,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
         call = self._prepare(every=None, **call_arguments(locals()))
 
         # 2. Sample the codes
-        (result,) = self._sample(call)
+        (result,) = self.sample(call)
 
         # 3. Decode the images
         output = self.finish(call, result.codes, result.log_probs)
@@ -285,7 +288,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
 
         Args:
             every (`int`, *optional*, defaults to 1):
-                Yield after so many rows of codes, each of them 16 pixels; None for once at the end.
+                Yield after so many rows of codes, each as high as a code; None for once at the end.
 
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
@@ -296,7 +299,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
             ...     step.preview()[0].save(f"fox-{step.num_rows:02d}.png")
             ```
         """
-        return self._sample(self.prepare(*args, every=every, **kwargs))
+        return self.sample(self.prepare(*args, every=every, **kwargs))
 
     def finish(
         self, call: ImageCall, codes: Codes, log_probs: torch.Tensor | list[torch.Tensor] | None = None
@@ -331,11 +334,9 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
                 )
         if self.tokenizer is None and not (prompt is None and negative_prompt is None):
             raise ValueError("This pipeline has no tokenizer: pass `prompt_token_ids` instead of `prompt`.")
-        if isinstance(latents, torch.Tensor) and latents.ndim == 3 and height is None and width is None:
-            height, width = (side * self.vae_scale_factor for side in latents.shape[1:])
         sizes = [
-            check_size(*size, self.scheduler.config.resolution, vocabulary.max_side)
-            for size in self._sizes(*self._default_size(height, width), num_prompts)
+            check_size(*size, self.scheduler.config.resolution, vocabulary)
+            for size in self._sizes(*self.default_size(height, width, latents), num_prompts)
         ]
         max_sequence_length = check_integer("max_sequence_length", max_sequence_length, least=2)
         image_sizes = [size for size in sizes for _ in range(call.repeats)]

@@ -14,7 +14,7 @@ from .calls import Call, arguments_of, call_arguments, stream_signature
 from .chat_messages import Turns, read_messages, split_batch
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
 from .engine import Engine
-from .image_encoding import ImageInput, encode_images
+from .image_encoding import ImageInput
 from .noise import draw_key
 from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline
 from .pipeline_output import LuminaMGPTChatPipelineOutput
@@ -361,7 +361,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             )
         size = None
         if height is not None:
-            size = check_size(height, width, config.resolution, vocabulary.max_side)
+            size = check_size(height, width, config.resolution, vocabulary)
             self._warn_of_size(*size)
         settings = self.scheduler.settings(
             guidance_scale=guidance_scale,
@@ -414,10 +414,9 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
     def _encode_turns(
         self, turns: Turns, before: list[int], crop_generator: torch.Generator | None = None
     ) -> list[int]:
-        resolution, device = self.scheduler.config.resolution, self._execution_device
-        codes = encode_images(self.vqvae, turns.images, resolution, device, crop_generator)
+        codes = self._encode_images_to_codes(turns.images, crop_generator)
         vocabulary = self.image_vocabulary
-        ids = turns.encode(self.tokenizer, [vocabulary.to_tokens(one).tolist() for one in codes])
+        ids = turns.encode(self.tokenizer, [vocabulary.to_tokens(one).tolist() for one in codes], self.family)
         return [*before, *ids[1:]] if before else ids
 
     def _to_parts(

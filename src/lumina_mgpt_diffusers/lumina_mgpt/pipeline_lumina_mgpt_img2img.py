@@ -11,10 +11,12 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 
 from .calls import Codes, ImageCall, LuminaMGPTStreamOutput, call_arguments, stream_signature
-from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
+from .image_encoding import ImageInput, LoadedImage, load_images
+from .panels import encode_panels, find_given, lower_half, panels_size
 from .pipeline_images import LuminaMGPTImagePipeline
 from .pipeline_output import LuminaMGPTImg2ImgPipelineOutput
-from .prompts import Task, encode_conversation, find_task
+from .prompts import encode_conversation, find_task
+from .tasks import PanelTask, Task
 from .unirep import nearest_size
 from .validation import check_choice, check_codes, check_crop_generator, check_flag, check_size, check_text, shown
 
@@ -61,7 +63,8 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
             if isinstance(first, torch.Tensor):
                 encoded = tuple(side * self.vae_scale_factor for side in first.shape)
             else:
-                encoded = nearest_size(first.height, first.width, self.scheduler.config.resolution)
+                base_size, grid_size = self.scheduler.config.resolution, self.family.grid_size
+                encoded = nearest_size(first.height, first.width, base_size, grid_size)
             sizes.append((encoded[0] if height is None else height, encoded[1] if width is None else width))
         return sizes
 
@@ -91,17 +94,17 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         self, images: Sequence[Sequence[LoadedImage]], crop_generator: torch.Generator | None
     ) -> dict[int, list[list[int]]]:
         """Tokens of the images of each prompt, by the identity of their list: those of all prompts only once."""
-        vocabulary, device = self.image_vocabulary, self._execution_device
+        vocabulary = self.image_vocabulary
         tokens = {}
         for own in images:
             if id(own) not in tokens:
-                codes = encode_images(self.vqvae, own, self.scheduler.config.resolution, device, crop_generator)
+                codes = self._encode_images_to_codes(own, crop_generator)
                 tokens[id(own)] = [vocabulary.to_tokens(one).tolist() for one in codes]
         return tokens
 
     def _encode(self, contents: Sequence[list[dict]], images: Sequence[list[list[int]]]) -> list[list[int]]:
         return [
-            encode_conversation(self.tokenizer, [{"role": "user", "content": content}], own)
+            encode_conversation(self.tokenizer, [{"role": "user", "content": content}], own, self.family)
             for content, own in zip(contents, images)
         ]
 
@@ -136,6 +139,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         num_draft_tokens: int | str | None = None,
         draft_init: str | None = None,
         return_log_probs: bool = False,
+        result_only: bool = False,
     ) -> LuminaMGPTImg2ImgPipelineOutput | tuple:
         r"""
         Generate images from images.
@@ -151,10 +155,14 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
             task (`str` or [`Task`], defaults to `"edit"`):
                 `"edit"`, `"depth"`, `"normal"`, `"segmentation"`, `"pose"`, `"detection"`, `"control"` (an image from
                 such an image and a caption) or another name in [`TASKS`]; or a template such as
-                `"Colorize. <|image|>"` or `"{prompt} <|image|>"`.
+                `"Colorize. <|image|>"` or `"{prompt} <|image|>"`. Other families have tasks of their own: with
+                Lumina-mGPT 2.0 `"depth"`, `"canny"`, `"hed"`, `"pose"` and `"subject"` make an image of such an image
+                and a caption, and `"to_depth"`, `"to_canny"`, `"to_hed"` and `"to_pose"` the reverse. They are one
+                image of two panels, of which the upper one is the image that is given, or without any sampled too.
             height (`int`, *optional*), width (`int`, *optional*):
                 Size of the images in pixels, multiples of 32; by default that of the input image as it was encoded, of
-                the first if there are several. The size is forced.
+                the first if there are several. The size is forced. With tasks of two panels it is that of the whole,
+                both panels, and `height` a multiple of 64.
             size (`str`, *optional*):
                 `"free"` lets the model choose the size, among grids of at most the trained area and aspect ratio.
             guidance_scale (`float`, *optional*):
@@ -196,6 +204,8 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
                 How codes are first guessed.
             return_log_probs (`bool`, defaults to `False`):
                 Whether the output has the log-probabilities with which the codes were sampled.
+            result_only (`bool`, defaults to `False`):
+                Whether the output of a task of two panels is its lower half alone, not the whole image.
 
         Examples:
 
@@ -211,7 +221,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         call = self._prepare(every=None, **call_arguments(locals()))
 
         # 2. Sample the codes
-        (result,) = self._sample(call)
+        (result,) = self.sample(call)
 
         # 3. Decode the images
         output = self.finish(call, result.codes, result.log_probs)
@@ -227,12 +237,12 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
 
         Args:
             every (`int`, *optional*, defaults to 1):
-                Yield after so many rows of codes, each of them 16 pixels; None for once at the end.
+                Yield after so many rows of codes, each as high as a code; None for once at the end.
 
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
         """
-        return self._sample(self.prepare(*args, every=every, **kwargs))
+        return self.sample(self.prepare(*args, every=every, **kwargs))
 
     def _prepare(
         self,
@@ -243,7 +253,7 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         top_k: int | None,
         **arguments: object,
     ) -> ImageCall:
-        task = find_task(task)
+        task = find_task(task, self.family)
         return super()._prepare(
             task=task,
             guidance_scale=_first_given(guidance_scale, task.guidance_scale),
@@ -263,28 +273,26 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         size: str | None,
         crop_generator: torch.Generator | None,
         negative_prompt: str | list[str] | None,
+        result_only: bool,
     ) -> None:
         # 1. Check the arguments and fill in the defaults
         if self.tokenizer is None:
             raise ValueError("This pipeline has no tokenizer, without which it cannot encode `prompt`.")
-        prompts, images = pair_up(prompt, image)
+        is_panels = isinstance(task, PanelTask)
+        prompts, images = pair_up(prompt, image, needs_image=not is_panels)
         call.check_number(len(prompts))
-        negatives = None
-        if negative_prompt is not None:
-            is_list = isinstance(negative_prompt, (list, tuple))
-            negatives = list(negative_prompt) if is_list else [negative_prompt] * len(prompts)
-            if len(negatives) != len(prompts):
-                raise ValueError(
-                    f"There are {len(prompts)} prompts but {len(negatives)} negative prompts in `negative_prompt`."
-                )
-        for name, texts in (("prompt", prompts), ("negative_prompt", negatives or [])):
-            for text in texts:
-                if not (text is None or isinstance(text, str)):
-                    raise ValueError(f"`{name}` has to be a string or a list of strings but holds {shown(text)}.")
-                check_text(name, text or "")
+        negatives = check_negatives(prompts, negative_prompt)
+        check_choice("size", size, (None,) if is_panels else (None, "free"))
+        result_only = check_flag("result_only", result_only)
+        call.inputs = task, result_only
+        check_crop_generator(crop_generator)
+        if is_panels:
+            self._ask_for_panels(call, prompts, negatives, images, task, height, width, crop_generator)
+            return
+        if result_only:
+            raise ValueError(f"`result_only` has to be False for the task {task.template!r}, which has no panels.")
         contents = [task.content(text, len(own)) for text, own in zip(prompts, images)]
         negative_contents = [task.content(text, len(own)) for text, own in zip(negatives or [], images)]
-        check_choice("size", size, (None, "free"))
         if size == "free" and (height is not None or width is not None):
             raise ValueError(
                 f"`height` and `width` have to be None with `size='free'` but are {height!r} and {width!r}."
@@ -295,10 +303,9 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
                 if isinstance(one, torch.Tensor):
                     check_codes("image", one, vocabulary)
         sizes = [
-            check_size(*wanted, self.scheduler.config.resolution, vocabulary.max_side)
+            check_size(*wanted, self.scheduler.config.resolution, vocabulary)
             for wanted in self._sizes(images, height, width)
         ]
-        check_crop_generator(crop_generator)
         if size is None:
             call.num_timesteps = max(height * width // self.vae_scale_factor**2 for height, width in sizes)
             for one in dict.fromkeys(sizes):
@@ -315,19 +322,61 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         for context, unconditional_context, wanted in zip(contexts, unconditional_contexts, sizes):
             for _ in range(call.repeats):
                 call.add(context, unconditional_context, wanted if size is None else None)
-        call.inputs = task
+
+    def _ask_for_panels(
+        self,
+        call: ImageCall,
+        prompts: Sequence[str | None],
+        negatives: Sequence[str | None] | None,
+        images: Sequence[Sequence[LoadedImage]],
+        task: PanelTask,
+        height: int | None,
+        width: int | None,
+        crop_generator: torch.Generator | None,
+    ) -> None:
+        base_size, vocabulary = self.scheduler.config.resolution, self.image_vocabulary
+        given = [find_given(own, vocabulary) for own in images]
+        sizes = [panels_size(one, height, width, base_size, vocabulary) for one in given]
+        call.num_timesteps = max(height * width // self.vae_scale_factor**2 for height, width in sizes)
+        for height, width in dict.fromkeys(sizes):
+            self._warn_of_size(height // 2, width)
+
+        def encode(texts: Sequence[str | None]) -> list[list[int]]:
+            contents = [task.panel_content(text, *size) for text, size in zip(texts, sizes)]
+            return self._encode(contents, [[] for _ in contents])
+
+        contexts = encode(prompts)
+        unconditional_contexts = encode(negatives) if negatives is not None else [[] for _ in contexts]
+        self._warn_of_length(
+            max(len(context) + vocabulary.num_tokens(*size) for context, size in zip(contexts, sizes))
+        )
+        encoded = {}
+        for one, size, context, unconditional_context in zip(given, sizes, contexts, unconditional_contexts):
+            # One image for many prompts is encoded once.
+            if (id(one), size) not in encoded:
+                encoded[id(one), size] = encode_panels(self.vqvae, one, size, self._execution_device, crop_generator)
+            for _ in range(call.repeats):
+                call.add(context, unconditional_context, size, encoded[id(one), size])
 
     @torch.no_grad()
     def finish(
         self, call: ImageCall, codes: Codes, log_probs: torch.Tensor | list[torch.Tensor] | None = None
     ) -> LuminaMGPTImg2ImgPipelineOutput:
         """Make the output of a call of the codes that were sampled for it: images and what they mean."""
-        task, output_type = call.inputs, call.output_type
-        if output_type == "latent" or task.to_array is None:
+        (task, result_only), output_type = call.inputs, call.output_type
+        if result_only and log_probs is not None:
+            log_probs = lower_half(log_probs)
+        if output_type == "latent":
+            return LuminaMGPTImg2ImgPipelineOutput(lower_half(codes) if result_only else codes, log_probs=log_probs)
+        if task.to_array is None and not result_only:
             return LuminaMGPTImg2ImgPipelineOutput(self.decode_images(codes, output_type), log_probs=log_probs)
         pixels = [self.decode_codes(one[None]) for one in codes]
-        pil = [self.image_processor.postprocess(one, output_type="pil")[0] for one in pixels]
-        arrays = [task.to_array(np.asarray(one)) for one in pil]
+        results = [lower_half(one) for one in pixels] if isinstance(task, PanelTask) else pixels
+        arrays = None
+        if task.to_array is not None:
+            pil = [self.image_processor.postprocess(one, output_type="pil")[0] for one in results]
+            arrays = [task.to_array(np.asarray(one)) for one in pil]
+        pixels = results if result_only else pixels
         if isinstance(codes, list):
             images = [self.image_processor.postprocess(one, output_type=output_type)[0] for one in pixels]
         else:
@@ -335,10 +384,33 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         return LuminaMGPTImg2ImgPipelineOutput(images, log_probs=log_probs, arrays=arrays)
 
 
-def pair_up(prompt: object, image: object) -> tuple[list[str | None], list[list[LoadedImage]]]:
+def check_negatives(prompts: Sequence[object], negative_prompt: object) -> list[str | None] | None:
+    """One negative prompt for each prompt, if there is any."""
+    negatives = None
+    if negative_prompt is not None:
+        is_list = isinstance(negative_prompt, (list, tuple))
+        negatives = list(negative_prompt) if is_list else [negative_prompt] * len(prompts)
+        if len(negatives) != len(prompts):
+            raise ValueError(
+                f"There are {len(prompts)} prompts but {len(negatives)} negative prompts in `negative_prompt`."
+            )
+    for name, texts in (("prompt", prompts), ("negative_prompt", negatives or [])):
+        for text in texts:
+            if not (text is None or isinstance(text, str)):
+                raise ValueError(f"`{name}` has to be a string or a list of strings but holds {shown(text)}.")
+            check_text(name, text or "")
+    return negatives
+
+
+def pair_up(
+    prompt: object, image: object, needs_image: bool = True
+) -> tuple[list[str | None], list[list[LoadedImage]]]:
     """The prompts and, for each, its images."""
-    if image is None:
+    if image is None and needs_image:
         raise ValueError("`image` has to be given but is None.")
+    if image is None:
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        return prompts, [[] for _ in prompts]
     if isinstance(image, (list, tuple)):
         images = [load_images(own, f"image[{index}]") for index, own in enumerate(image)]
     else:

@@ -115,8 +115,8 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
                 the size of the output. A list is a batch.
             mask_image (`ImageInput` or a list of them):
                 White where the image is to be sampled anew, black where it stays; the limit is half-way, as in
-                diffusers. A mask of another size is stretched over the image. All codes, 16x16 pixels each, are
-                sampled whose cell it touches. One for all images or one for each.
+                diffusers. A mask of another size is stretched over the image. All codes are sampled whose cell it
+                touches. One for all images or one for each.
             negative_prompt (`str` or `list[str]`, *optional*):
                 What to guide away from, see [`LuminaMGPTPipeline.__call__`].
             height (`int` or `list[int]`, *optional*), width (`int` or `list[int]`, *optional*):
@@ -176,7 +176,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
         call = self._prepare(every=None, **arguments)
 
         # 2. Sample the codes
-        (result,) = self._sample(call)
+        (result,) = self.sample(call)
 
         # 3. Decode the images
         output = self.finish(call, result.codes, result.log_probs, overlay)
@@ -194,7 +194,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
 
         Args:
             every (`int`, *optional*, defaults to 1):
-                Yield after so many rows of codes, each of them 16 pixels; None for once at the end.
+                Yield after so many rows of codes, each as high as a code; None for once at the end.
 
         Yields:
             [`LuminaMGPTStreamOutput`]: The codes so far, and on demand the images that they give.
@@ -258,7 +258,7 @@ class LuminaMGPTInpaintPipeline(LuminaMGPTPipeline):
     def _nearest_size(self, image: LoadedImage) -> tuple[int, int]:
         if isinstance(image, torch.Tensor):
             return tuple(side * self.vae_scale_factor for side in image.shape)
-        return nearest_size(image.height, image.width, self.scheduler.config.resolution)
+        return nearest_size(image.height, image.width, self.scheduler.config.resolution, self.family.grid_size)
 
     def _given_codes(
         self, latents: Sequence[tuple[LoadedImage, np.ndarray]], sizes: Sequence[tuple[int, int]], num_codes: int

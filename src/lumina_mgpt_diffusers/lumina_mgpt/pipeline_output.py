@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
-from .prompts import IMAGE_PLACEHOLDER
+from .tasks import IMAGE_PLACEHOLDER
 
 
 @dataclass
@@ -20,8 +20,8 @@ class LuminaMGPTPipelineOutput(BaseOutput):
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
             The images: a list of PIL images, an array of shape `(num_images, height, width, 3)` or a tensor of shape
             `(num_images, 3, height, width)` with values in [0, 1], or with `output_type="latent"` the VQ codes,
-            `torch.LongTensor` of shape `(num_images, height / 16, width / 16)`, -1 where an interrupted call had not
-            sampled one yet. Arrays, tensors and codes of images of different sizes are a list.
+            `torch.LongTensor` of shape `(num_images, height / stride, width / stride)`, -1 where an interrupted call
+            had not sampled one yet. Arrays, tensors and codes of images of different sizes are a list.
         log_probs (`torch.Tensor` of the shape of the codes, *optional*):
             With `return_log_probs`, float32: log-probabilities with which the codes were sampled, guidance and
             restriction included; 0 for codes that were given and where nothing is random.

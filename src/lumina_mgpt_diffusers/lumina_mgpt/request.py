@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .kv_cache import SlotCache
 from .scheduling_lumina_mgpt import SamplerSettings
-from .unirep import GRID_SIZE, MAX_ASPECT_RATIO, ImageVocabulary
+from .unirep import MAX_ASPECT_RATIO, ImageVocabulary
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class Grammar:
 
     def size(self, height_id: int, width_id: int) -> tuple[int, int]:
         """`(height, width)` in pixels that two size tags say."""
-        tags = self.vocabulary.size_tag_ids
-        return (tags.index(height_id) + 1) * GRID_SIZE, (tags.index(width_id) + 1) * GRID_SIZE
+        tags, grid_size = self.vocabulary.size_tag_ids, self.vocabulary.grid_size
+        return (tags.index(height_id) + 1) * grid_size, (tags.index(width_id) + 1) * grid_size
 
     @property
     def _grids(self) -> range:
         return range(1, len(self.vocabulary.size_tag_ids) + 1)
 
     def _widths(self, height: int) -> list[int]:
-        cells = (self.base_size // GRID_SIZE) ** 2
+        cells = (self.base_size // self.vocabulary.grid_size) ** 2
         return [
             width
             for width in self._grids

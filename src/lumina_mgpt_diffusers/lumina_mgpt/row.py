@@ -182,6 +182,12 @@ class Row:
         return 0 if self.codes is None else self.codes.numel()
 
     @property
+    def num_given_codes(self) -> int:
+        """Number of codes, in raster order, that the request gives before the first that is sampled."""
+        codes = self.request.codes if self.request.is_image else None
+        return 0 if codes is None else int((codes.flatten() < 0).int().argmax())
+
+    @property
     def num_columns(self) -> int:
         return self.image.columns if self.in_image else self.codes.shape[1]
 

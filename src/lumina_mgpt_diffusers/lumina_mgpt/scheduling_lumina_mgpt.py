@@ -30,6 +30,11 @@ from .validation import (
 )
 
 
+GUIDANCE_SCHEDULES = ("constant", "decay")
+
+LEAST_DECAYED_SCALE = 4.0
+
+
 @dataclass
 class LuminaMGPTSchedulerOutput(BaseOutput):
     """
@@ -84,6 +89,7 @@ class SamplingPlaces:
         index (`torch.LongTensor` of shape `(batch_size, window)`): Raster index of each code in its image.
         num_codes, num_columns (`torch.LongTensor` of shape `(batch_size, 1)`):
             Number of codes of each image, and of one of its rows.
+        first (`torch.LongTensor` of shape `(batch_size, 1)`): Raster index of the first code that is not given.
         guidance_scale, temperature, top_p, min_p (`torch.Tensor` of shape `(batch_size, 1)`): float32 settings.
         top_k (`torch.LongTensor` of shape `(batch_size, 1)`): Number of codes that may be drawn, 0 for all.
         is_random (`torch.Tensor` of shape `(batch_size, 1)`): 1 where there is noise, 0 where the greatest logit wins.
@@ -92,6 +98,7 @@ class SamplingPlaces:
     index: torch.LongTensor
     num_codes: torch.LongTensor
     num_columns: torch.LongTensor
+    first: torch.LongTensor
 
     def __init__(self, settings: Sequence[SamplerSettings], device: torch.device) -> None:
         self.settings = list(settings)
@@ -116,6 +123,29 @@ class SamplingPlaces:
         places = copy.copy(self)
         places.index = index
         return places
+
+
+def decayed_scale(places: SamplingPlaces) -> torch.Tensor:
+    """
+    The scale of guidance as the original code of Lumina-mGPT 2.0 changes it.
+
+    Before each token after the size tags, row ends too, the scale is multiplied by `1 - n / m`, but stays at least 4:
+    n is the number of tokens since the start token, m a quarter of the number of codes. It does so from the first code
+    that is not given.
+
+    Args:
+        places ([`SamplingPlaces`]): Where the codes stand.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, window)`: float32 scales.
+    """
+    length = places.num_codes.double() / 4
+    # Tokens since the start token: two size tags, the codes and the ends of their rows.
+    last, first = (2 + index + index // places.num_columns for index in (places.index, places.first))
+    # The product of (length - n) / length from the first to the last.
+    logarithm = torch.lgamma(length - first + 1) - torch.lgamma((length - last).clamp(min=1))
+    factor = torch.exp(logarithm - (last - first + 1) * length.log()).where(last < length, 0.0)
+    return (places.guidance_scale * factor).clamp(min=LEAST_DECAYED_SCALE).float()
 
 
 class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
@@ -168,6 +198,9 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             Whether bfloat16 and float16 images may not depend on drafts and batch either, which holds where all
             forwards have shapes whose kernels round alike. By default that is so on CPUs; on GPUs it costs the larger
             part of what batches and drafts gain.
+        guidance_schedule (`str`, defaults to `"constant"`):
+            `"decay"` lets the scale fall over an image as the original code of Lumina-mGPT 2.0 does, for comparison
+            with it, see [`decayed_scale`]: to 4, which it starts from at least.
     """
 
     order = 1
@@ -186,8 +219,10 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         top_p: float = 1.0,
         min_p: float = 0.0,
         batch_invariant: bool | None = None,
+        guidance_schedule: str = "constant",
     ) -> None:
         self.settings()
+        check_choice("guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES)
         check_choice("draft_init", draft_init, DRAFT_INITS)
         check_choice("batch_invariant", batch_invariant, (None, True, False))
         # In types of Python's own, which can be saved.
@@ -260,7 +295,8 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         Returns:
             `torch.Tensor` of the same shape: Guided logits.
         """
-        return unconditional + places.guidance_scale[..., None] * (conditional - unconditional)
+        scale = places.guidance_scale if self.config.guidance_schedule == "constant" else decayed_scale(places)
+        return unconditional + scale[..., None] * (conditional - unconditional)
 
     def restrict(self, logits: torch.Tensor, places: SamplingPlaces) -> torch.Tensor:
         """
@@ -405,6 +441,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             places = SamplingPlaces([settings] * batch_size, model_output.device)
             places.index = slots
             places.num_codes = places.num_columns = torch.full_like(slots[:, :1], sample.shape[1])
+            places.first = torch.zeros_like(slots[:, :1])
         if noise is None and places.any_random:
             keys = self._draw_keys(generator, batch_size).to(model_output.device)
             noise = gumbel_noise(keys[:, None].expand(-1, window), slots, num_codes)

@@ -19,7 +19,6 @@ from transformers.cache_utils import Cache
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
 
 from .attention import XFORMERS, XformersAttentionMixin
@@ -292,7 +291,8 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
             **{**kwargs, "return_dict": True},
         )
         # On CPU, a strided input makes the bfloat16 head 20 times slower.
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep).contiguous()
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_states = outputs.last_hidden_state[:, kept].contiguous()
         logits = self._head(hidden_states, logits_range)
         text_logits = None
         if text_places is not None:

@@ -3,63 +3,40 @@
 UniRep: one image as a sequence of tokens (Lumina-mGPT, https://huggingface.co/papers/2408.02657, section 3.1).
 
 An image of `rows x columns` codes is written `[start, height tag, width tag, row, row end, …, row, row end, end]`. The
-size tags count the 32-px grids of each side, so the size is part of the sequence and any aspect ratio can be read
-back. This module is the only place that translates between **codes** (what the VQ model knows) and **token ids** (what
-the transformer knows). It knows no model.
+size tags count the grids of each side, of 32 px as released, so the size is part of the sequence and any aspect ratio
+can be read back. This module is the only place that translates between **codes** (what the VQ model knows) and **token
+ids** (what the transformer knows). It knows no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import takewhile
-from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 
 GRID_SIZE = 32
-"""Pixels that one step of a size tag stands for."""
+"""Pixels that one step of a size tag stands for, unless a family of models says otherwise."""
 
 MAX_ASPECT_RATIO = 4.0
 
-START_TOKEN = "<racm3:break>"
-END_TOKEN = "<eoss>"
-ROW_END_TOKEN = "<reserved08799>"
-SEPARATOR_TOKEN = "<reserved08706>"
-CONTROL_TOKENS = (START_TOKEN, END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN)
-
-_DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
-
-
-def code_token(code: int) -> str:
-    """Name of the token of a VQ code: its decimal digits written as letters, so that 10 is `IMGIMGBAZ`."""
-    return f"IMGIMG{str(code).translate(_DIGITS_TO_LETTERS)}Z"
-
-
-def size_tag_token(num_grids: int) -> str:
-    """Name of the token that says that a side of an image is `num_grids` grids of 32 px long."""
-    return f"<reserved{8800 + num_grids:05d}>"
-
-
-SIZE_TAG_TOKENS = tuple(map(size_tag_token, range(1, 200)))
-
 
 @lru_cache(maxsize=16)
-def trained_sizes(base_size: int) -> tuple[tuple[int, int], ...]:
+def trained_sizes(base_size: int, grid_size: int = GRID_SIZE) -> tuple[tuple[int, int], ...]:
     """
-    The image sizes a checkpoint was trained on: all grids of at most `(base_size / 32)²` cells that cannot be made
-    wider at the same height or the reverse, with an aspect ratio of at most 4.
+    The image sizes a checkpoint was trained on: all grids of at most `(base_size / grid_size)²` cells that cannot be
+    made wider at the same height or the reverse, with an aspect ratio of at most 4.
 
     Args:
-        base_size (`int`): Side of the square image of the same area, in pixels: 512, 768 or 1024 as released.
+        base_size (`int`): Side of the square image of the same area, in pixels.
+        grid_size (`int`, defaults to 32): Side of a cell of the grid in pixels.
 
     Returns:
         `tuple[tuple[int, int], ...]`: `(height, width)` in pixels, from the widest to the tallest.
     """
-    side = base_size // GRID_SIZE
+    side = base_size // grid_size
     cells = side**2
     sizes = []
     # Wider than the root of cells * 4 no grid of an aspect ratio of 4 can be, nor taller than 4 times its width.
@@ -67,17 +44,18 @@ def trained_sizes(base_size: int) -> tuple[tuple[int, int], ...]:
         # The staircase under the curve height * width = cells: heights that the next wider grid cannot have.
         for height in range(max(cells // (width + 1), 1), min(cells // width, int(width * MAX_ASPECT_RATIO)) + 1):
             if width <= MAX_ASPECT_RATIO * height:
-                sizes.append((height * GRID_SIZE, width * GRID_SIZE))
+                sizes.append((height * grid_size, width * grid_size))
     return tuple(sizes)
 
 
-def nearest_size(height: int, width: int, base_size: int) -> tuple[int, int]:
+def nearest_size(height: int, width: int, base_size: int, grid_size: int = GRID_SIZE) -> tuple[int, int]:
     """
     The trained size whose aspect ratio is nearest to that of an image, as the original chooses it.
 
     Args:
         height (`int`), width (`int`): Size of the image in pixels.
         base_size (`int`): Base size of the checkpoint in pixels.
+        grid_size (`int`, defaults to 32): Pixels that one step of a size tag stands for.
 
     Returns:
         `tuple[int, int]`: `(height, width)` in pixels.
@@ -87,7 +65,7 @@ def nearest_size(height: int, width: int, base_size: int) -> tuple[int, int]:
         ratios = (size[0] / height, size[1] / width)
         return (min(ratios) / max(ratios), size[1], size[0])
 
-    return max(trained_sizes(base_size), key=closeness)
+    return max(trained_sizes(base_size, grid_size), key=closeness)
 
 
 def fill_missing_codes(codes: torch.LongTensor) -> torch.LongTensor:
@@ -113,7 +91,7 @@ class ImageVocabulary:
     """
     The token ids of the image language of one checkpoint.
 
-    The ids are read from token names, never assumed: the order of the code tokens is a property of the tokenizer file.
+    The ids are read from token names, never assumed, see [`~vocabulary.read_vocabulary`].
 
     Args:
         code_ids (`torch.LongTensor` of shape `(num_codes,)`): Token id of each VQ code.
@@ -121,6 +99,7 @@ class ImageVocabulary:
         start_id (`int`), end_id (`int`), row_end_id (`int`), separator_id (`int`):
             Ids of the tokens that open and close an image, close a row of codes, and close a turn.
         patch_size (`int`): Pixels per code, the stride of the VQ model.
+        grid_size (`int`, defaults to 32): Pixels that one step of a size tag stands for, a multiple of `patch_size`.
     """
 
     code_ids: torch.LongTensor
@@ -129,51 +108,8 @@ class ImageVocabulary:
     end_id: int
     row_end_id: int
     separator_id: int
-    patch_size: int = 16
-
-    @classmethod
-    def from_tokenizer(
-        cls, tokenizer: PreTrainedTokenizerBase, num_codes: int, patch_size: int = 16
-    ) -> ImageVocabulary:
-        """
-        Read the ids from the names in a tokenizer. Raises `ValueError` if a name is missing.
-
-        They are kept for as long as the tokenizer lives, and read again if its control tokens or size tags change.
-        """
-        known = _VOCABULARIES.setdefault(tokenizer, {})
-        probes = [*CONTROL_TOKENS, *SIZE_TAG_TOKENS, code_token(0), code_token(num_codes - 1)]
-        key = (num_codes, patch_size, *tokenizer.convert_tokens_to_ids(probes))
-        if key not in known:
-            known[key] = cls._from_names(tokenizer.get_vocab(), num_codes, patch_size, "tokenizer")
-        return known[key]
-
-    @classmethod
-    def from_names(cls, names: Mapping[str, int], num_codes: int, patch_size: int = 16) -> ImageVocabulary:
-        """Read the ids from a `vocabulary_map` as Chameleon configs hold it. Raises `ValueError` if one is missing."""
-        return cls._from_names(names, num_codes, patch_size, "vocabulary_map")
-
-    @classmethod
-    def _from_names(cls, names: Mapping[str, int], num_codes: int, patch_size: int, source: str) -> ImageVocabulary:
-        code_tokens = [code_token(code) for code in range(num_codes)]
-        missing = [name for name in (*CONTROL_TOKENS, *code_tokens, SIZE_TAG_TOKENS[0]) if name not in names]
-        if missing:
-            raise ValueError(
-                f"The `{source}` is not that of a Lumina-mGPT checkpoint with {num_codes} codes: it lacks"
-                f" {len(missing)} of the needed tokens, the first of them {missing[0]!r}."
-            )
-        # On the CPU, and fit for training, whatever is the default where this is called first.
-        with torch.inference_mode(False):
-            code_ids = torch.tensor([names[name] for name in code_tokens], device="cpu")
-        start_id, end_id, row_end_id, separator_id = (names[name] for name in CONTROL_TOKENS)
-        return cls(
-            code_ids=code_ids,
-            size_tag_ids=tuple(names[name] for name in takewhile(names.__contains__, SIZE_TAG_TOKENS)),
-            start_id=start_id,
-            end_id=end_id,
-            row_end_id=row_end_id,
-            separator_id=separator_id,
-            patch_size=patch_size,
-        )
+    patch_size: int
+    grid_size: int = GRID_SIZE
 
     @property
     def num_codes(self) -> int:
@@ -186,19 +122,19 @@ class ImageVocabulary:
 
     @property
     def codes_per_grid(self) -> int:
-        return GRID_SIZE // self.patch_size
+        return self.grid_size // self.patch_size
 
     @property
     def max_side(self) -> int:
         """Longest side, in pixels, for which the tokenizer has a size tag."""
-        return len(self.size_tag_ids) * GRID_SIZE
+        return len(self.size_tag_ids) * self.grid_size
 
     def prefix(self, height: int, width: int) -> list[int]:
         """Token ids `[start, height tag, width tag]` that open an image of `height x width` pixels."""
         return [
             self.start_id,
-            self.size_tag_ids[height // GRID_SIZE - 1],
-            self.size_tag_ids[width // GRID_SIZE - 1],
+            self.size_tag_ids[height // self.grid_size - 1],
+            self.size_tag_ids[width // self.grid_size - 1],
         ]
 
     def num_tokens(self, height: int, width: int) -> int:
@@ -216,7 +152,7 @@ class ImageVocabulary:
             `torch.LongTensor` of shape `(rows * (columns + 1) + 4,)`: The token ids.
 
         Raises:
-            `ValueError`: If the codes are not a grid of whole 32-px cells, or not all in `[0, num_codes)`.
+            `ValueError`: If the codes are not a grid of whole cells of the size tags, or not all in `[0, num_codes)`.
         """
         if codes.ndim != 2:
             raise ValueError(f"`codes` have to be of shape (rows, columns) but are of shape {tuple(codes.shape)}.")
@@ -309,6 +245,3 @@ def _as_integers(token_ids: object) -> torch.LongTensor:
     if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
         raise MalformedImageError(f"`token_ids` have to be integers but are {ids.dtype}.")
     return ids.long().cpu()
-
-
-_VOCABULARIES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple, ImageVocabulary]] = WeakKeyDictionary()

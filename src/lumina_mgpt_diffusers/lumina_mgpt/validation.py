@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from .unirep import GRID_SIZE, ImageVocabulary, nearest_size
+from .unirep import ImageVocabulary, nearest_size
 
 
 MAX_RESOLUTION = 4096
@@ -147,15 +147,16 @@ def check_top_k(value: object, name: str = "top_k") -> int:
 
 def check_resolution(value: object) -> int:
     resolution = as_integer(value)
-    if resolution is None or resolution % GRID_SIZE or not 0 < resolution <= MAX_RESOLUTION:
+    if resolution is None or not 0 < resolution <= MAX_RESOLUTION:
         raise ValueError(
-            f"`resolution` has to be a positive multiple of {GRID_SIZE} pixels but is {shown(value)}. The greatest is"
-            f" {MAX_RESOLUTION}."
+            f"`resolution` has to be a positive number of pixels, a multiple of what one step of a size tag stands"
+            f" for, but is {shown(value)}. The greatest is {MAX_RESOLUTION}."
         )
     return resolution
 
 
-def check_size(height: object, width: object, base_size: int, max_side: int) -> tuple[int, int]:
+def check_size(height: object, width: object, base_size: int, vocabulary: ImageVocabulary) -> tuple[int, int]:
+    max_side, grid_size = vocabulary.max_side, vocabulary.grid_size
     sides = as_integer(height), as_integer(width)
     if any(side is None or side <= 0 for side in sides):
         raise ValueError(
@@ -166,10 +167,10 @@ def check_size(height: object, width: object, base_size: int, max_side: int) -> 
             f"`height` and `width` have to be at most {max_side}, for which the tokenizer has size tags, but are"
             f" {shown(sides[0])} and {shown(sides[1])}."
         )
-    if any(side % GRID_SIZE for side in sides):
+    if any(side % grid_size for side in sides):
         raise ValueError(
-            f"`height` and `width` have to be divisible by {GRID_SIZE} but are {sides[0]} and {sides[1]}. Nearest"
-            " trained size: {}x{}.".format(*nearest_size(*sides, base_size))
+            f"`height` and `width` have to be divisible by {grid_size} but are {sides[0]} and {sides[1]}. Nearest"
+            " trained size: {}x{}.".format(*nearest_size(*sides, base_size, grid_size))
         )
     return sides
 

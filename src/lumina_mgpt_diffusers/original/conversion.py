@@ -19,11 +19,18 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..files import files_in, move_files, read_json, staging_folder, write_json
 from ..lumina_mgpt.components import check_fit
-from ..lumina_mgpt.unirep import GRID_SIZE
+from ..lumina_mgpt.families import ModelFamily
 from ..repository import CARD_NAME, INDEX_NAME
 from .checkpoint import Shard, plan_shards
 from .files import FileSource, elsewhere, find_checkpoint, find_tokenizer
-from .layout import checked_config, load_tokenizer, make_scheduler, pipeline_config, write_pipeline_folder
+from .layout import (
+    checked_config,
+    checkpoint_family,
+    load_tokenizer,
+    make_scheduler,
+    pipeline_config,
+    write_pipeline_folder,
+)
 from .vqgan import load_vqvae, original_vqgan_files
 
 
@@ -37,6 +44,7 @@ def convert_original_to_diffusers(
     original_vqgan: str | os.PathLike,
     original_tokenizer: str | os.PathLike | None = None,
     base_size: int | None = None,
+    family: str | ModelFamily | None = None,
     dtype: torch.dtype | None = None,
     model: str = ".",
     **hub_kwargs: Any,
@@ -52,7 +60,10 @@ def convert_original_to_diffusers(
             Folder or Hub id of the tokenizer; by default that of the checkpoint, else that of the model family.
         base_size (`int`, *optional*):
             Side in pixels of the square image of the trained area, a multiple of 32; by default what the checkpoint's
-            configuration or its name states, as released, else that of the scheduler, with a warning.
+            configuration or its name states, as released, else that of the family, with a warning.
+        family (`str` or [`ModelFamily`], *optional*):
+            Which family it is of; by default what its configuration states or its vocabulary shows. Its name is
+            written to the configuration of the transformer.
         dtype (`torch.dtype`, *optional*): Type of the transformer's weights; by default they keep theirs.
         model (`str`, defaults to `"."`):
             How the model card refers to the pipeline: the id of the repository that it is for. A card that is already
@@ -68,11 +79,13 @@ def convert_original_to_diffusers(
         `ValueError` or `OSError`: If a file is missing or is not what it should be.
     """
     content, weights = find_checkpoint(checkpoint, **hub_kwargs)
-    tokenizer = load_tokenizer(find_tokenizer(checkpoint, original_tokenizer, **hub_kwargs))
-    config = pipeline_config(content, tokenizer)
+    path = find_tokenizer(checkpoint, checkpoint_family(content, family), original_tokenizer, **hub_kwargs)
+    tokenizer = load_tokenizer(path, content, family)
+    family = checkpoint_family(content, family, tokenizer)
+    config = pipeline_config(content, tokenizer, family)
     config.dtype = dtype or config.dtype
     shards, index = plan_shards(weights, config, rows_per_head=True, dtype=dtype)
-    scheduler = make_scheduler(checkpoint, content, base_size)
+    scheduler = make_scheduler(checkpoint, content, base_size, family)
     vqvae = load_vqvae(original_vqgan, **elsewhere(hub_kwargs))
     check_fit(tokenizer, config, vqvae, scheduler.config.resolution)
     output = Path(output)
@@ -84,7 +97,8 @@ def convert_original_to_diffusers(
 
 def convert_diffusers_to_original(pipeline: str | os.PathLike, output: str | os.PathLike, **hub_kwargs: Any) -> Path:
     """
-    Write a diffusers pipeline as an original checkpoint, with `vqgan.ckpt` and `vqgan.yaml` in `original_tokenizers/`.
+    Write a diffusers pipeline as an original checkpoint, with the VQ model where its family has it: `vqgan.ckpt` and
+    `vqgan.yaml` in `original_tokenizers/`, or for Lumina-mGPT 2.0 `movqgan/270M/movqgan_270M.ckpt`.
 
     Args:
         pipeline (`str` or `os.PathLike`): A folder or a Hub id.
@@ -112,17 +126,19 @@ def convert_diffusers_to_original(pipeline: str | os.PathLike, output: str | os.
         raise files.missing("`transformer/model.safetensors` or `transformer/model.safetensors.index.json`")
     shards, index = plan_shards(weights, transformer_config, rows_per_head=False)
     files.require("tokenizer/tokenizer_config.json")
-    tokenizer = load_tokenizer(files.require("tokenizer/tokenizer.json").parent)
+    tokenizer = load_tokenizer(files.require("tokenizer/tokenizer.json").parent, config)
+    family = checkpoint_family(config, tokenizer=tokenizer)
     vqvae = load_vqvae(pipeline, **hub_kwargs)
-    check_fit(tokenizer, transformer_config, vqvae, config.get("base_size") or GRID_SIZE)
+    check_fit(tokenizer, transformer_config, vqvae, config.get("base_size"))
     output = Path(output)
     with staging_folder(output) as staging:
         write_json(staging / "config.json", original_config(config, tokenizer))
         write_json(staging / "generation_config.json", _generation_config(config))
-        _write_original_tokenizer(staging, tokenizer)
-        (staging / "original_tokenizers").mkdir()
-        for name, content in original_vqgan_files(vqvae).items():
-            (staging / "original_tokenizers" / name).write_bytes(content)
+        _write_original_tokenizer(staging, tokenizer, family)
+        checkpoint = staging / family.vq_file
+        checkpoint.parent.mkdir(parents=True)
+        for name, content in original_vqgan_files(vqvae, checkpoint.name).items():
+            (checkpoint.parent / name).write_bytes(content)
         _install(staging, output, shards, index, weights_folder="", last="config.json")
     return output
 
@@ -147,7 +163,7 @@ def original_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
         "rope_theta": rope["rope_theta"],
         "rope_scaling": None if rope["rope_type"] == "default" else scaling,
         "torch_dtype": config.get("dtype"),
-        "vocabulary_map": tokenizer.get_vocab(),
+        "vocabulary_map": {**(config.get("vocabulary_map") or {}), **tokenizer.get_vocab()},
     }
 
 
@@ -156,14 +172,17 @@ def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
     return {"_from_model_config": True, **{name: config[name] for name in names}}
 
 
-def _write_original_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    special_tokens = {**tokenizer.special_tokens_map, "eos_token": "</s>"}
+def _write_original_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast, family: ModelFamily) -> None:
+    special_tokens = {**tokenizer.special_tokens_map, "eos_token": family.original_eos_token}
+    if family.first_token is None:
+        # The original takes the end of text for the first token where there is no other.
+        special_tokens["eos_token"] = special_tokens.pop("bos_token")
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "special_tokens_map.json", special_tokens)
     write_json(
         folder / "tokenizer_config.json",
         {
-            "add_bos_token": True,
+            "add_bos_token": family.first_token is not None,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": tokenizer.model_max_length,

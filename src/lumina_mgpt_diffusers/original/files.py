@@ -19,14 +19,10 @@ from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 
 from ..files import read_json
+from ..lumina_mgpt.families import ModelFamily, families
 
-
-TOKENIZER_REPOSITORY = "Alpha-VLLM/Lumina-mGPT-7B-768"
-"""The one released repository that holds the tokenizer; all models of the family share it."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-
-_RELEASED_NAME = re.compile(r"(?:models--.+--)?Lumina-mGPT-\d+B-(\d+)(?:-Omni)?")
 
 
 class FileSource:
@@ -175,13 +171,17 @@ def find_checkpoint(
 
 
 def find_tokenizer(
-    checkpoint: str | os.PathLike, original_tokenizer: str | os.PathLike | None = None, **hub_kwargs: Any
+    checkpoint: str | os.PathLike,
+    family: ModelFamily,
+    original_tokenizer: str | os.PathLike | None = None,
+    **hub_kwargs: Any,
 ) -> Path:
     """
     Locate the tokenizer of an original checkpoint: the one asked for, else the checkpoint's own, else the family's.
 
     Args:
         checkpoint (`str` or `os.PathLike`): A local folder or a Hub id.
+        family ([`ModelFamily`]): The family of the checkpoint.
         original_tokenizer (`str` or `os.PathLike`, *optional*): Another folder or Hub id to take it from.
         hub_kwargs: As for [`find_checkpoint`]; `revision` is that of `checkpoint`.
 
@@ -191,12 +191,11 @@ def find_tokenizer(
     Raises:
         `ValueError` or `OSError`: If there is none, saying where to get it.
     """
-    accepted = (
-        "It takes a folder or a Hub id with `tokenizer.json` and `tokenizer_config.json`; of the released repositories"
-        f" only `{TOKENIZER_REPOSITORY}` has them, for all models."
-    )
-    sources = [original_tokenizer] if original_tokenizer is not None else [checkpoint, TOKENIZER_REPOSITORY]
-    for source in sources:
+    accepted = "It takes a folder or a Hub id with `tokenizer.json` and `tokenizer_config.json`."
+    if family.tokenizer_repository is not None:
+        accepted += f" The released ones of {family.title} are in the repository `{family.tokenizer_repository}`."
+    sources = [checkpoint, family.tokenizer_repository] if original_tokenizer is None else [original_tokenizer]
+    for source in filter(None, sources):
         files = FileSource(
             source, "original_tokenizer", accepted, **(hub_kwargs if source is checkpoint else elsewhere(hub_kwargs))
         )
@@ -221,7 +220,7 @@ def base_size_from_name(name: str | os.PathLike) -> int | None:
             (`…/models--Alpha-VLLM--Lumina-mGPT-7B-768/snapshots/<commit>`).
 
     Returns:
-        `int` or None: In pixels; None if the name is not formed like `Lumina-mGPT-7B-768` or `…-768-Omni`.
+        `int` or None: In pixels; None if no family has released such a name.
 
     Example:
 
@@ -232,8 +231,9 @@ def base_size_from_name(name: str | os.PathLike) -> int | None:
     """
     path = Path(os.path.abspath(name))
     repositories = [part for part in path.parts if part.startswith("models--")]
-    stated = _RELEASED_NAME.fullmatch((repositories or [path.name])[-1])
-    return int(stated[1]) if stated else None
+    released = (repositories or [path.name])[-1].rpartition("--")[2]
+    stated = (family.base_size_of(released) for family in families().values())
+    return next((base_size for base_size in stated if base_size is not None), None)
 
 
 @contextmanager

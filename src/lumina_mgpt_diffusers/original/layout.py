@@ -8,7 +8,6 @@ What is written depends on the originals alone: twice the same conversion gives 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +22,9 @@ from transformers import ChameleonConfig, GenerationConfig, PreTrainedTokenizerB
 
 from ..files import read_json, write_json
 from ..lumina_mgpt.components import states_base_size
-from ..lumina_mgpt.prompts import CHAT_TEMPLATE
+from ..lumina_mgpt.families import ModelFamily, as_family, find_family
+from ..lumina_mgpt.prompts import chat_template
 from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
-from ..lumina_mgpt.unirep import END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN, START_TOKEN, size_tag_token
 from ..lumina_mgpt.weight_checks import check_config
 from ..repository import finish_folder
 from .files import TOKENIZER_FILES, base_size_from_name, elsewhere, find_checkpoint, find_tokenizer, open_weights
@@ -81,6 +80,7 @@ def original_as_diffusers(
     original_vqgan: str | os.PathLike | None = None,
     original_tokenizer: str | os.PathLike | None = None,
     base_size: int | None = None,
+    family: str | ModelFamily | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     transformer: torch.nn.Module | None = None,
     vqvae: VQModel | None = None,
@@ -101,6 +101,7 @@ def original_as_diffusers(
             Folder or Hub id of the tokenizer; by default that of the checkpoint, else that of the model family.
         base_size (`int`, *optional*):
             Side in pixels of the square image of the trained area, see [`make_scheduler`].
+        family (`str` or [`ModelFamily`], *optional*): Which family it is of, see [`checkpoint_family`].
         tokenizer, transformer, vqvae, scheduler (*optional*):
             Components that the caller already has: none of their files is looked for.
         hub_kwargs: `cache_dir`, `revision` (of `checkpoint`), `token`, `local_files_only`, `force_download`.
@@ -121,50 +122,94 @@ def original_as_diffusers(
         )
     config, weights = find_checkpoint(checkpoint, need_weights=transformer is None, **hub_kwargs)
     if tokenizer is None:
-        tokenizer = load_tokenizer(find_tokenizer(checkpoint, original_tokenizer, **hub_kwargs))
+        path = find_tokenizer(checkpoint, checkpoint_family(config, family), original_tokenizer, **hub_kwargs)
+        tokenizer = load_tokenizer(path, config, family)
+    family = checkpoint_family(config, family, tokenizer)
     if scheduler is not None and states_base_size(scheduler):
         base_size = scheduler.config.resolution
     with TemporaryDirectory(prefix="lumina-mgpt-") as folder:
         write_pipeline_folder(
             Path(folder),
-            pipeline_config(config, tokenizer),
+            pipeline_config(config, tokenizer, family),
             tokenizer,
-            make_scheduler(checkpoint, config, base_size),
+            make_scheduler(checkpoint, config, base_size, family),
             load_vqvae(original_vqgan, **elsewhere(hub_kwargs)) if vqvae is None else None,
         )
         _link_weights(weights, Path(folder) / "transformer")
         yield folder
 
 
-def load_tokenizer(folder: str | os.PathLike) -> PreTrainedTokenizerFast:
+def checkpoint_family(
+    config: dict[str, Any],
+    family: str | ModelFamily | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> ModelFamily:
+    """
+    Which family an original checkpoint is of.
+
+    Args:
+        config (`dict`): Content of its `config.json`, which may state it as `model_family` and has the vocabulary.
+        family (`str` or [`ModelFamily`], *optional*): The family, if it is known.
+        tokenizer ([`PreTrainedTokenizerBase`], *optional*): The tokenizer, whose names tell it as well.
+
+    Raises:
+        `ValueError`: If the family is not known, or `vocabulary_map` is no object.
+    """
+    names = config.get("vocabulary_map") or {}
+    if not isinstance(names, dict):
+        raise ValueError("`vocabulary_map` in the `config.json` of the checkpoint has to be an object.")
+    if family is not None:
+        return as_family(family)
+    return find_family(config, {**names, **(tokenizer.get_vocab() if tokenizer is not None else {})})
+
+
+def load_tokenizer(
+    folder: str | os.PathLike, config: dict[str, Any] | None = None, family: str | ModelFamily | None = None
+) -> PreTrainedTokenizerFast:
     """
     Load an original tokenizer with the special tokens and the chat template of the pipeline.
 
     Args:
         folder (`str` or `os.PathLike`): Folder that holds `tokenizer.json`.
+        config (`dict`, *optional*): Content of the `config.json` of the checkpoint.
+        family (`str` or [`ModelFamily`], *optional*): What its names are, see [`checkpoint_family`].
 
     Returns:
         [`PreTrainedTokenizerFast`]: It tokenizes as the original does.
 
     Raises:
-        `ValueError`: If a file is malformed, naming it.
+        `ValueError`: If a file is malformed, naming it, or if the tokenizer lacks a token that it needs.
     """
     for name in TOKENIZER_FILES:
         if (path := Path(folder, name)).is_file():
             read_json(path)
     try:
         # The files name the Llama tokenizer, whose classes would install a pre-tokenizer of their own.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(
-            folder, bos_token="<s>", eos_token=SEPARATOR_TOKEN, pad_token="<pad>"
-        )
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # that of the tokenizers library has no other type
         raise ValueError(f"The files of the tokenizer in {os.fspath(folder)!r} cannot be read: {error}") from error
-    tokenizer.chat_template = CHAT_TEMPLATE
+    family = checkpoint_family(config or {}, family, tokenizer)
+    first = family.first_token or tokenizer.bos_token or tokenizer.eos_token
+    special = {
+        "bos_token": first,
+        "eos_token": family.eos_token or family.separator_token,
+        "pad_token": family.pad_token or tokenizer.pad_token or first,
+    }
+    vocabulary = tokenizer.get_vocab()
+    for kind, name in special.items():
+        # Set without a check, it would be added past the vocabulary.
+        if name not in vocabulary:
+            what = f"no {name!r}" if name else "neither `bos_token` nor `eos_token` in its `tokenizer_config.json`"
+            raise ValueError(
+                f"The tokenizer is not that of a {family.title} checkpoint: it has {what}, the `{kind}` of a pipeline."
+            )
+        setattr(tokenizer, kind, name)
+    tokenizer.chat_template = chat_template(tokenizer, family)
     return tokenizer
 
 
 def make_scheduler(
-    checkpoint: str | os.PathLike, config: dict[str, Any], base_size: int | None
+    checkpoint: str | os.PathLike, config: dict[str, Any], base_size: int | None, family: ModelFamily
 ) -> LuminaMGPTScheduler:
     """
     The scheduler of a checkpoint.
@@ -173,40 +218,45 @@ def make_scheduler(
         checkpoint (`str` or `os.PathLike`): Its folder or Hub id, which may state the base size.
         config (`dict`): Content of its `config.json`, which may state it as well.
         base_size (`int`, *optional*): The base size, if it is known.
+        family ([`ModelFamily`]): Has the defaults of the sampler.
 
     Returns:
-        [`LuminaMGPTScheduler`]: Of the default base size, with a warning, if nothing states another.
+        [`LuminaMGPTScheduler`]: Of the family's default base size, with a warning, if nothing states another.
     """
     base_size = base_size or config.get("base_size") or base_size_from_name(checkpoint)
     if base_size is not None:
-        return LuminaMGPTScheduler(resolution=base_size)
-    scheduler = LuminaMGPTScheduler()
+        return LuminaMGPTScheduler(**{**family.sampler, "resolution": base_size})
     logger.warning(
         f"Neither the name nor the configuration of {os.fspath(checkpoint)!r} states the base size:"
-        f" {scheduler.config.resolution} is taken. If it was trained at another, pass"
+        f" {family.base_size} is taken. If it was trained at another, pass"
         " `scheduler=LuminaMGPTScheduler(resolution=…)`, or `base_size` to a conversion."
     )
-    return scheduler
+    scheduler = LuminaMGPTScheduler(**family.sampler)
+    if scheduler.config.resolution == family.base_size:
+        return scheduler  # whose base size counts as not stated
+    return LuminaMGPTScheduler.from_config(scheduler.config, resolution=family.base_size)
 
 
-def pipeline_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> ChameleonConfig:
+def pipeline_config(
+    config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, family: ModelFamily
+) -> ChameleonConfig:
     """
     The transformer's configuration as stock transformers understands it.
 
     Args:
         config (`dict`): Content of the original `config.json`; its bos and eos ids are wrong and are not used.
         tokenizer ([`PreTrainedTokenizerBase`]): Where the ids come from.
+        family ([`ModelFamily`]): What its names are.
 
     Returns:
-        [`ChameleonConfig`]: With those names of `vocabulary_map` that are needed where there is no tokenizer.
+        [`ChameleonConfig`]: With the family as `model_family`, and those names of `vocabulary_map` that are needed
+        where there is no tokenizer.
 
     Raises:
         `ValueError`: If a value cannot be, or if the tokenizer is not that of the checkpoint.
     """
     vocabulary = tokenizer.get_vocab()
     original_vocabulary = config.get("vocabulary_map") or {}
-    if not isinstance(original_vocabulary, dict):
-        raise ValueError("`vocabulary_map` in the `config.json` of the checkpoint has to be an object.")
     wrong = [name for name, id in original_vocabulary.items() if vocabulary.get(name, id) != id]
     if wrong:
         raise ValueError(
@@ -214,23 +264,23 @@ def pipeline_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
             f" {original_vocabulary[wrong[0]]} in the `vocabulary_map` of `config.json`. Pass the right one as"
             " `original_tokenizer`."
         )
-    control = (START_TOKEN, END_TOKEN, ROW_END_TOKEN, SEPARATOR_TOKEN)
-    missing = [name for name in ("<s>", "<pad>", *control) if name not in vocabulary]
+    missing = [name for name in family.control_tokens if name not in vocabulary]
     if missing:
-        raise ValueError(f"The tokenizer is not that of a Lumina-mGPT checkpoint: it has no {missing[0]!r}.")
-    needed = {*control, "<image>", *map(size_tag_token, range(200))}
+        raise ValueError(f"The tokenizer is not that of a {family.title} checkpoint: it has no {missing[0]!r}.")
+    needed = {*family.control_tokens, "<image>", *map(family.size_tag, range(200))}
     return checked_config(
         {
             **config,
             "architectures": ["ChameleonForConditionalGeneration"],
-            "bos_token_id": vocabulary["<s>"],
-            "eos_token_id": vocabulary[SEPARATOR_TOKEN],
-            "pad_token_id": vocabulary["<pad>"],
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
             "mask_image_logits": config.get("mask_image_logits", False),
+            "model_family": family.name,
             "vocabulary_map": {
                 name: id
-                for name, id in sorted(vocabulary.items(), key=lambda item: item[1])
-                if name in needed or re.fullmatch(r"IMGIMG[A-J]+Z", name)
+                for name, id in sorted({**original_vocabulary, **vocabulary}.items(), key=lambda item: item[1])
+                if name in needed or family.codes.is_code(name)
             },
         }
     )

@@ -1,6 +1,7 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """
-The VQ model in its original files (`vqgan.ckpt` and `vqgan.yaml`) as a diffusers [`VQModel`], and back.
+The VQ model in its original files as a diffusers [`VQModel`], and back: `vqgan.ckpt` with `vqgan.yaml` (Chameleon's),
+or `movqgan_270M.ckpt` alone (MoVQGAN, whose structure is that of its tensors).
 
 Both hold the same network, so the conversion only renames tensors and turns the 1x1 convolutions of the attention into
 linear layers.
@@ -26,13 +27,22 @@ from .files import FileSource, open_weights
 
 ACCEPTED = (
     "It takes a folder or a Hub id with `vqgan.ckpt` and `vqgan.yaml` (also under `tokenizer/` or"
-    " `original_tokenizers/`), a path to a `vqgan.ckpt` with the `vqgan.yaml` beside it, a diffusers `VQModel` or a"
-    " diffusers pipeline with one, or the weights of a `ChameleonVQVAE` with decoder. They come with Meta's Chameleon"
-    " download (`tokenizer/`) and with the Hub repositories `Alpha-VLLM/Chameleon_7B_mGPT` (`original_tokenizers/`),"
-    " `GAIR/Anole-7b-v0.1` (`tokenizer/`) and `leloy/Anole-7b-v0.1-vqvae-hf`."
+    " `original_tokenizers/`), a path to a `vqgan.ckpt` with the `vqgan.yaml` beside it, `movqgan_270M.ckpt` for"
+    " Lumina-mGPT 2.0 or a folder or a Hub id with it, a diffusers `VQModel` or a diffusers pipeline with one, or the"
+    " weights of a `ChameleonVQVAE` with decoder. The first come with Meta's Chameleon download (`tokenizer/`) and"
+    " with the Hub repositories `Alpha-VLLM/Chameleon_7B_mGPT` (`original_tokenizers/`), `GAIR/Anole-7b-v0.1`"
+    " (`tokenizer/`) and `leloy/Anole-7b-v0.1-vqvae-hf`; `movqgan_270M.ckpt` is in `ai-forever/MoVQGAN`."
 )
 
-_ATTENTION = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
+YAML_NAME = "vqgan.yaml"
+CHECKPOINT_FOLDERS = ("", "tokenizer/", "original_tokenizers/")
+MOVQGAN_NAME = "movqgan_270M.ckpt"
+MOVQGAN_FOLDERS = ("", "movqgan/270M/", "lumina_mgpt/movqgan/270M/", "270M/", "original_tokenizers/")
+
+# What training leaves in a checkpoint.
+_NOT_OF_THE_MODEL = ("loss.", "ema_", "model_ema.")
+
+_ATTENTION = re.compile(r"\.attn(?:_1|\.\d+)\.(q|k|v|proj_out)\.weight$")
 
 # diffusers' name -> original name; the order of the decoder's levels is reversed as well
 _RENAMES = [
@@ -42,9 +52,12 @@ _RENAMES = [
     (r"\.up_blocks\.(\d+)\.upsamplers\.0\.", r".up.\1.upsample."),
     (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
     (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
-    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
-    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
-    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
+    (r"\.down_blocks\.(\d+)\.attentions\.", r".down.\1.attn."),
+    (r"\.up_blocks\.(\d+)\.attentions\.", r".up.\1.attn."),
+    (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
+    (r"(\.attn(?:_1|\.\d+))\.(?:group_norm|spatial_norm)\.", r"\1.norm."),
+    (r"(\.attn(?:_1|\.\d+))\.to_([qkv])\.", r"\1.\2."),
+    (r"(\.attn(?:_1|\.\d+))\.to_out\.0\.", r"\1.proj_out."),
     (r"\.conv_norm_out\.", ".norm_out."),
     (r"\.conv_shortcut\.", ".nin_shortcut."),
 ]
@@ -57,8 +70,9 @@ def load_vqvae(source: str | os.PathLike, *, dtype: torch.dtype = torch.float32,
     Args:
         source (`str` or `os.PathLike`):
             A folder or a Hub id with `vqgan.ckpt` and `vqgan.yaml` (at the top, in `tokenizer/` or in
-            `original_tokenizers/`); a path to a `vqgan.ckpt` with the `vqgan.yaml` beside it; a diffusers `VQModel`; a
-            diffusers pipeline with one; or weights named as in transformers' `ChameleonVQVAE`, with the decoder.
+            `original_tokenizers/`); a path to a `vqgan.ckpt` with the `vqgan.yaml` beside it; a `movqgan_270M.ckpt`,
+            or a folder or a Hub id with it (at the top or in `movqgan/270M/`); a diffusers `VQModel`; a diffusers
+            pipeline with one; or weights named as in transformers' `ChameleonVQVAE`, with the decoder.
         dtype (`torch.dtype`, defaults to `torch.float32`): Type of the weights.
         hub_kwargs: `cache_dir`, `revision`, `token`, `local_files_only`, `force_download`.
 
@@ -78,7 +92,9 @@ def load_vqvae(source: str | os.PathLike, *, dtype: torch.dtype = torch.float32,
     """
     if os.path.isfile(source):
         path = Path(source)
-        yaml_path = path.with_name("vqgan.yaml")
+        yaml_path = path.with_name(YAML_NAME)
+        if path.name != "vqgan.ckpt" and not yaml_path.is_file():
+            return _from_tensors(path, dtype)
         if not yaml_path.is_file():
             raise FileNotFoundError(
                 f"`original_vqgan` is {str(path)!r} but there is no `vqgan.yaml` beside it. {ACCEPTED}"
@@ -86,10 +102,13 @@ def load_vqvae(source: str | os.PathLike, *, dtype: torch.dtype = torch.float32,
         return _from_original(path, yaml_path, dtype)
 
     files = FileSource(source, "original_vqgan", ACCEPTED, **hub_kwargs)
-    for folder in ("", "tokenizer/", "original_tokenizers/"):
+    for folder in CHECKPOINT_FOLDERS:
         path = files.find(f"{folder}vqgan.ckpt")
         if path is not None:
-            return _from_original(path, files.require(f"{folder}vqgan.yaml"), dtype)
+            return _from_original(path, files.require(f"{folder}{YAML_NAME}"), dtype)
+    path = files.find(*(folder + MOVQGAN_NAME for folder in MOVQGAN_FOLDERS))
+    if path is not None:
+        return _from_tensors(path, dtype)
 
     for folder in ("", "vqvae/"):
         path = files.find(f"{folder}config.json")
@@ -112,8 +131,8 @@ def vqvae_to_original(vqvae: VQModel) -> tuple[dict[str, torch.Tensor], dict[str
         vqvae ([`VQModel`]): The model to write.
 
     Returns:
-        `tuple[dict[str, torch.Tensor], dict]`: What `vqgan.ckpt` has under `state_dict`, and the content of
-        `vqgan.yaml`.
+        `tuple[dict[str, torch.Tensor], dict]`: What `vqgan.ckpt` has under `state_dict` and `movqgan_270M.ckpt` at the
+        top, and the content of `vqgan.yaml`.
     """
     config = vqvae.config
     state_dict = {}
@@ -130,27 +149,39 @@ def vqvae_to_original(vqvae: VQModel) -> tuple[dict[str, torch.Tensor], dict[str
         "ch": channels,
         "ch_mult": [width // channels for width in config.block_out_channels],
         "num_res_blocks": config.layers_per_block,
-        "attn_resolutions": [],
+        "attn_resolutions": [
+            512 // 2**level for level, kind in enumerate(config.down_block_types) if kind.startswith("Attn")
+        ],
         "dropout": 0.0,
     }
     params = {"embed_dim": config.vq_embed_dim, "n_embed": config.num_vq_embeddings, "ddconfig": ddconfig}
     return state_dict, {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
 
 
-def original_vqgan_files(vqvae: VQModel) -> dict[str, bytes]:
+def original_vqgan_files(vqvae: VQModel, name: str = "vqgan.ckpt") -> dict[str, bytes]:
     """
     The VQ model as the bytes of its original files.
 
     Args:
         vqvae ([`VQModel`]): The model to write.
+        name (`str`, defaults to `"vqgan.ckpt"`): Name of the checkpoint.
 
     Returns:
-        `dict[str, bytes]`: Content of `vqgan.ckpt` and `vqgan.yaml`.
+        `dict[str, bytes]`: Content by name: the checkpoint and `vqgan.yaml`, or `movqgan_270M.ckpt` alone.
     """
     state_dict, config = vqvae_to_original(vqvae)
+    state_dict = {name: tensor.contiguous() for name, tensor in state_dict.items()}
     checkpoint = BytesIO()
-    torch.save({"state_dict": {name: tensor.contiguous() for name, tensor in state_dict.items()}}, checkpoint)
-    return {"vqgan.ckpt": checkpoint.getvalue(), "vqgan.yaml": yaml.safe_dump(config, sort_keys=False).encode()}
+    if name == MOVQGAN_NAME:
+        torch.save(state_dict, checkpoint)
+        return {name: checkpoint.getvalue()}
+    if config["model"]["params"]["ddconfig"]["attn_resolutions"] or vqvae.config.norm_type != "group":
+        raise ValueError(
+            f"The VQ model has attention at full levels or spatial norms, which `{name}` cannot hold: only a MoVQGAN's"
+            f" `{MOVQGAN_NAME}` can."
+        )
+    torch.save({"state_dict": state_dict}, checkpoint)
+    return {name: checkpoint.getvalue(), YAML_NAME: yaml.safe_dump(config, sort_keys=False).encode()}
 
 
 def _from_original(path: Path, yaml_path: Path, dtype: torch.dtype) -> VQModel:
@@ -160,15 +191,30 @@ def _from_original(path: Path, yaml_path: Path, dtype: torch.dtype) -> VQModel:
         raise ValueError(
             f"`original_vqgan`: {str(yaml_path)!r} is not the configuration of a VQGAN ({error!r}). {ACCEPTED}"
         ) from error
-    state_dict = {name: tensor for name, tensor in _read_pickle(path).items() if not name.startswith("loss.")}
+    return _build(config, _read_model(path), path, dtype)
+
+
+def _from_tensors(path: Path, dtype: torch.dtype) -> VQModel:
+    state_dict = _read_model(path)
+    try:
+        config = _config_from_shapes(state_dict)
+    except KeyError as error:
+        raise ValueError(
+            f"`original_vqgan`: the weights in {str(path)!r} are not a VQ model's with encoder and decoder: there is"
+            f" no {error}. {ACCEPTED}"
+        ) from error
     return _build(config, state_dict, path, dtype)
 
 
+def _read_model(path: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in _read_pickle(path).items() if not name.startswith(_NOT_OF_THE_MODEL)}
+
+
 def _from_diffusers(folder: Path, dtype: torch.dtype) -> VQModel:
-    vqvae, info = VQModel.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    vqvae, info = VQModel.from_pretrained(folder, output_loading_info=True)
     check_nothing_is_wrong(str(folder), *(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")))
     check_finite(str(folder), vqvae.state_dict().items())
-    return vqvae.eval()
+    return vqvae.to(dtype).eval()
 
 
 def _from_transformers(files: FileSource, dtype: torch.dtype) -> VQModel:
@@ -235,27 +281,32 @@ def _config_from_yaml(content: dict[str, Any]) -> dict[str, Any]:
 def _config_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
     shapes = {name: tensor.shape for name, tensor in state_dict.items()}
     first_convs = [name for name in shapes if re.fullmatch(r"encoder\.down\.\d+\.block\.0\.conv1\.weight", name)]
+    levels = range(len(first_convs))
     return _config(
         in_channels=shapes["encoder.conv_in.weight"][1],
         out_channels=shapes["decoder.conv_out.weight"][0],
-        block_out_channels=[
-            shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(len(first_convs))
-        ],
+        block_out_channels=[shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in levels],
         layers_per_block=sum(
             re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name) is not None for name in shapes
         ),
         latent_channels=shapes["encoder.conv_out.weight"][0],
         num_vq_embeddings=shapes["quantize.embedding.weight"][0],
         vq_embed_dim=shapes["quantize.embedding.weight"][1],
+        has_attention=[f"encoder.down.{level}.attn.0.q.weight" in shapes for level in levels],
+        norm_type="spatial" if "decoder.norm_out.norm_layer.weight" in shapes else "group",
     )
 
 
-def _config(*, block_out_channels: list[int], **config: Any) -> dict[str, Any]:
+def _config(
+    *, block_out_channels: list[int], has_attention: list[bool] | None = None, norm_type: str = "group", **config: Any
+) -> dict[str, Any]:
+    has_attention = has_attention or [False] * len(block_out_channels)
     return {
         **config,
         "block_out_channels": tuple(block_out_channels),
-        "down_block_types": ("DownEncoderBlock2D",) * len(block_out_channels),
-        "up_block_types": ("UpDecoderBlock2D",) * len(block_out_channels),
+        "down_block_types": tuple("Attn" * attends + "DownEncoderBlock2D" for attends in has_attention),
+        "up_block_types": tuple("Attn" * attends + "UpDecoderBlock2D" for attends in reversed(has_attention)),
+        "norm_type": norm_type,
         "norm_num_groups": 32,
         "scaling_factor": 1.0,
         "mid_block_add_attention": True,

@@ -18,7 +18,6 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..lumina_mgpt import TASKS
 from ..png import describe, png_info
 from .answering import sse, stream, watched
 from .errors import ApiError
@@ -181,10 +180,11 @@ async def edit(service: Service, request: Request) -> Response:
     prompt = reader.text(fields.prompt, "prompt")
     if files["mask"]:
         return await _inpaint(service, request, fields, reader, images, prompt, files["mask"])
-    if fields.task not in TASKS:
-        raise ApiError(400, f"task: has to be one of {', '.join(TASKS)}.", "invalid_value", "task")
+    tasks = service.host.pipe.family.tasks
+    if fields.task not in tasks:
+        raise ApiError(400, f"task: has to be one of {', '.join(tasks)}.", "invalid_value", "task")
     arguments = {"image": [images], "task": fields.task, "prompt": prompt or None}
-    if fields.task != "edit" and not TASKS[fields.task].needs_prompt:
+    if fields.task != "edit" and not tasks[fields.task].needs_prompt:
         arguments["prompt"] = None  # clients of OpenAI always send one
     if fields.size == "free":
         arguments["size"] = "free"

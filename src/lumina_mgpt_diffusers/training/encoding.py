@@ -14,8 +14,9 @@ from diffusers import VQModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..lumina_mgpt.image_encoding import load_images, prepare_image
-from ..lumina_mgpt.prompts import encode_conversation, text_to_image_prompt
+from ..lumina_mgpt.families import ModelFamily
+from ..lumina_mgpt.image_encoding import load_images, nearest_entries, prepare_image
+from ..lumina_mgpt.prompts import encode_conversation
 from ..lumina_mgpt.unirep import ImageVocabulary
 from .data_collator import IGNORED
 from .samples import TEXT_TO_IMAGE, BadSampleError, Sample, SampleSource
@@ -86,6 +87,7 @@ class PreparedSamples(Dataset):
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]): The tokenizer.
         vocabulary ([`ImageVocabulary`]): Token ids of the image language.
         settings ([`EncodingSettings`]): The settings.
+        family ([`ModelFamily`]): Has the prompts.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class PreparedSamples(Dataset):
         tokenizer: PreTrainedTokenizerBase,
         vocabulary: ImageVocabulary,
         settings: EncodingSettings,
+        family: ModelFamily,
     ) -> None:
         self.source = source
         self.indices = indices
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.settings = settings
+        self.family = family
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -126,7 +130,7 @@ class PreparedSamples(Dataset):
                 f"an image of {loaded.width}x{loaded.height} (width x height) exceeds the aspect ratio of"
                 f" {WIDEST_ASPECT_RATIO}, of which little would be left"
             )
-        return np.asarray(prepare_image(loaded, self.settings.base_size, generator))
+        return np.asarray(prepare_image(loaded, self.settings.base_size, generator, self.family.grid_size))
 
     def _encode(self, sample: Sample, images: list[np.ndarray]) -> Prepared:
         sizes = [image.shape[:2] for image in images]
@@ -139,12 +143,13 @@ class PreparedSamples(Dataset):
             parts = []
             for part in message["content"]:
                 if part["type"] == TEXT_TO_IMAGE:
-                    part = {"type": "text", "text": text_to_image_prompt(part["prompt"], *sizes[num_images])}
+                    text = self.family.text_to_image_prompt(part["prompt"], *sizes[num_images])
+                    part = {"type": "text", "text": text}
                 parts.append(part)
             in_turn = sum(part["type"] == "image" for part in parts)
             marks = [[-1 - number] for number in range(num_images, num_images + in_turn)]
             num_images += in_turn
-            bos, *turn = encode_conversation(self.tokenizer, [{"content": parts}], marks)
+            bos, *turn = encode_conversation(self.tokenizer, [{"content": parts}], marks, self.family)
             if not token_ids:
                 token_ids, is_learnt = [bos], [False]
             token_ids += turn
@@ -175,9 +180,9 @@ def encode_batch(vqvae: VQModel, images: Sequence[np.ndarray]) -> torch.LongTens
     pixels = torch.from_numpy(np.stack(images)).to(vqvae.device)
     pixels = (pixels.float() / 255 * 2 - 1).permute(0, 3, 1, 2).to(vqvae.dtype)
     latents = vqvae.encode(pixels).latents  # (batch, channels, rows, columns)
-    codebook = vqvae.quantize.embedding.weight.float()
-    vectors = latents.permute(0, 2, 3, 1).flatten(1, 2).float()
-    codes = [torch.cdist(of_one, codebook).argmin(dim=1) for of_one in vectors]
+    codebook = vqvae.quantize.embedding.weight
+    vectors = latents.permute(0, 2, 3, 1).flatten(1, 2)
+    codes = [nearest_entries(of_one, codebook) for of_one in vectors]
     return torch.stack(codes).view(len(images), *latents.shape[2:]).cpu()
 
 

@@ -27,7 +27,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..lumina_mgpt.components import stride_of
+from ..lumina_mgpt.families import ModelFamily
 from ..lumina_mgpt.unirep import ImageVocabulary
+from ..lumina_mgpt.vocabulary import family_of, read_vocabulary
 from .encoding import EncodingSettings, Prepared, PreparedSamples, Skipped, encode_batch, insert_images
 from .samples import SampleSource
 
@@ -70,6 +73,7 @@ def pretokenize(
     vqvae: VQModel,
     settings: EncodingSettings,
     *,
+    family: ModelFamily | None = None,
     batch_size: int = 16,
     block_size: int = 1024,
     num_workers: int = 0,
@@ -86,6 +90,7 @@ def pretokenize(
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]): The tokenizer.
         vqvae ([`VQModel`]): The VQ model, on the device that it runs on.
         settings ([`EncodingSettings`]): What decides the tokens of a sample.
+        family ([`ModelFamily`], *optional*): What the names of the tokenizer are; by default it is found out.
         batch_size (`int`, defaults to 16): Images of one size that are encoded at once.
         block_size (`int`, defaults to 1024): Samples of a file, and what is lost at most when the run is killed.
         num_workers (`int`, defaults to 0): Processes that load and crop images, 0 for none beside this one.
@@ -105,8 +110,9 @@ def pretokenize(
     if not 0 <= shard_index < num_shards:
         raise ValueError(f"`shard_index` has to be from 0 to {num_shards - 1} but is {shard_index}.")
     folder = Path(output)
-    stride = 2 ** (len(vqvae.config.block_out_channels) - 1)
-    vocabulary = ImageVocabulary.from_tokenizer(tokenizer, vqvae.config.num_vq_embeddings, stride)
+    family = family or family_of(tokenizer)
+    num_codes, stride = vqvae.config.num_vq_embeddings, stride_of(vqvae)
+    vocabulary = read_vocabulary(tokenizer, num_codes, stride, family=family)
     recorded = {
         "source": source.fingerprint,
         "num_samples": len(source),
@@ -133,7 +139,7 @@ def pretokenize(
     indices = [index for block in missing for index in block.indices]
     total = sum(len(block.indices) for block in own)
     samples = DataLoader(
-        PreparedSamples(source, indices, tokenizer, vocabulary, settings),
+        PreparedSamples(source, indices, tokenizer, vocabulary, settings, family),
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=2 * batch_size if num_workers else None,

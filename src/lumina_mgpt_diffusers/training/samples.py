@@ -17,14 +17,15 @@ from typing import Any, Protocol
 
 import datasets
 
-from ..lumina_mgpt.prompts import IMAGE_PLACEHOLDER, TASKS, find_task, split_at_images
+from ..lumina_mgpt.families import LUMINA_MGPT, ModelFamily
+from ..lumina_mgpt.prompts import find_task
+from ..lumina_mgpt.tasks import IMAGE_PLACEHOLDER, PanelTask, Task, split_at_images
 
 
 METADATA_NAME = "metadata.jsonl"
 
 TEXT_TO_IMAGE = "text-to-image"
 CAPTION = "caption"
-CAPTION_REQUEST = f"Describe the image in detail. {IMAGE_PLACEHOLDER}"
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -81,29 +82,38 @@ class TaskFormat:
 
     Args:
         task (`str`, defaults to `"text-to-image"`):
-            `"text-to-image"`, `"caption"`, one of [`TASKS`] or a template with `<|image|>` in it, which ask for an
-            image given another.
+            `"text-to-image"`, `"caption"`, one of the tasks of the family or a template with `<|image|>` in it, which
+            ask for an image given another.
         image_column (`str`, defaults to `"image"`): The image that is learnt; for captions the one described.
         caption_column (`str`, *optional*): The text. Not for tasks that take none.
         condition_column (`str`, *optional*): The image that is given, for tasks that take one.
+        family ([`ModelFamily`], *optional*): Has the tasks, by default those of Lumina-mGPT.
     """
 
     task: str = TEXT_TO_IMAGE
     image_column: str = "image"
     caption_column: str | None = "text"
     condition_column: str | None = None
+    family: ModelFamily = LUMINA_MGPT
 
     def __post_init__(self) -> None:
+        if self.task == CAPTION and self.family.caption is None:
+            raise ValueError(f"`task` is {CAPTION!r} but {self.family.title} describes no images.")
         if self.task in (TEXT_TO_IMAGE, CAPTION):
             needs_text, needs_condition = True, False
         else:
             try:
-                needs_text, needs_condition = find_task(self.task).needs_prompt, True
+                needs_text, needs_condition = self._task.needs_prompt, True
             except ValueError:
                 raise ValueError(
-                    f"`task` has to be {TEXT_TO_IMAGE!r}, {CAPTION!r}, one of {list(TASKS)} or a template with"
-                    f" {IMAGE_PLACEHOLDER} in it, but is {self.task!r}."
+                    f"`task` has to be {TEXT_TO_IMAGE!r}, {CAPTION!r}, one of {list(self.family.tasks)} or a template"
+                    f" with {IMAGE_PLACEHOLDER} in it, but is {self.task!r}."
                 ) from None
+            if isinstance(self._task, PanelTask):
+                raise ValueError(
+                    f"`task` {self.task!r} is one image of two panels, which columns do not make. Write such samples"
+                    " as conversations whose answer is that image."
+                )
         if needs_text and self.caption_column is None:
             raise ValueError(f"`caption_column` has to be given for the task {self.task!r}.")
         if needs_condition != (self.condition_column is not None):
@@ -111,9 +121,13 @@ class TaskFormat:
             raise ValueError(f"`condition_column` {needed} for the task {self.task!r}.")
 
     @property
+    def _task(self) -> Task:
+        return find_task(self.task, self.family)
+
+    @property
     def columns(self) -> dict[str, str | None]:
         """The columns that are read, by the name of their argument."""
-        needs_text = self.task in (TEXT_TO_IMAGE, CAPTION) or find_task(self.task).needs_prompt
+        needs_text = self.task in (TEXT_TO_IMAGE, CAPTION) or self._task.needs_prompt
         return {
             "image_column": self.image_column,
             "caption_column": self.caption_column if needs_text else None,
@@ -131,10 +145,10 @@ class TaskFormat:
         if self.task == TEXT_TO_IMAGE:
             request, images = [{"type": TEXT_TO_IMAGE, "prompt": caption}], [image]
         elif self.task == CAPTION:
-            request, images = _parts(CAPTION_REQUEST), [image]
+            request, images = _parts(self.family.caption), [image]
             answer = [{"type": "text", "text": caption}]
         else:
-            request = find_task(self.task).content(caption, 1)
+            request = self._task.content(caption, 1)
             images = [read_image(row.get(self.condition_column)), image]
         messages = [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
         return Sample(id, messages, images)

@@ -11,6 +11,7 @@ import torch
 from diffusers.quantizers import PipelineQuantizationConfig
 from transformers import BitsAndBytesConfig, ChameleonConfig
 
+from ..lumina_mgpt.families import LUMINA_MGPT, ModelFamily
 from ..lumina_mgpt.loading import is_original, model_files
 from ..lumina_mgpt.pipeline_lumina_mgpt import LuminaMGPTPipeline
 from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
@@ -67,12 +68,13 @@ def dtype_on_disk(arguments: ModelArguments) -> str:
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
-def sample_source(arguments: DataArguments) -> SampleSource:
+def sample_source(arguments: DataArguments, family: ModelFamily = LUMINA_MGPT) -> SampleSource:
     """
     The samples that the flags name.
 
     Args:
         arguments ([`DataArguments`]): The flags.
+        family ([`ModelFamily`], *optional*): Has the tasks, by default those of Lumina-mGPT.
 
     Raises:
         `ValueError`: If there are no such files or columns.
@@ -86,6 +88,7 @@ def sample_source(arguments: DataArguments) -> SampleSource:
             arguments.image_column or ("file_name" if of_folder else "image"),
             arguments.caption_column,
             arguments.condition_column,
+            family,
         )
         if of_folder:
             source = ImageFolderSource(arguments.train_data_dir, format)
@@ -123,11 +126,12 @@ def encode_source(
         seed=arguments.seed,
     )
     return pretokenize(
-        sample_source(arguments),
+        sample_source(arguments, pipeline.family),
         output,
         pipeline.tokenizer,
         pipeline.vqvae,
         settings,
+        family=pipeline.family,
         batch_size=arguments.encoding_batch_size,
         block_size=arguments.block_size,
         num_workers=arguments.preprocessing_num_workers,

@@ -21,9 +21,9 @@ MAX_SEED = (1 << 48) - 1
 SIDE = 96
 
 
-def size_gallery(base_size: int) -> tuple[gr.Gallery, gr.State, gr.Markdown]:
+def size_gallery(base_size: int, grid_size: int) -> tuple[gr.Gallery, gr.State, gr.Markdown]:
     """Pictures of the trained sizes to choose from, the `(height, width)` chosen, and a line that says it."""
-    sizes = trained_sizes(base_size)
+    sizes = trained_sizes(base_size, grid_size)
     sizes = sorted(sizes, key=lambda size: (abs(size[0] - size[1]), size))
     chosen = gr.State((base_size, base_size))
     line = gr.Markdown(_line(base_size, base_size), elem_id="size")

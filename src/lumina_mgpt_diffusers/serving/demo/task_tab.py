@@ -11,7 +11,6 @@ import gradio as gr
 import PIL.Image
 import torch
 
-from ...lumina_mgpt import TASKS
 from ...lumina_mgpt.image_encoding import prepare_image
 from ..host import EngineHost
 from .controls import SamplerControls, seed_controls, seed_of
@@ -22,10 +21,12 @@ from .sampling import every_for, growing_images, start
 def add_task_tab(host: EngineHost, history: gr.State) -> Any:
     """Add the tab. Gives the event of its button."""
     base_size, scale = host.pipe.scheduler.config.resolution, host.pipe.vae_scale_factor
+    family = host.pipe.family
+    tasks = family.tasks
     with gr.Tab("Tasks", id="tasks"), gr.Row():
         with gr.Column(min_width=300):
             image = gr.Image(label="Image", type="pil", sources=["upload", "clipboard"], elem_id="input", height=280)
-            task = gr.Dropdown(list(TASKS), value="edit", label="Task", elem_id="task")
+            task = gr.Dropdown(list(tasks), value=next(iter(tasks), None), label="Task", elem_id="task")
             prompt = gr.Textbox(label="Prompt", lines=2, placeholder="Make it night.", elem_id="task-prompt")
             with gr.Row():
                 run = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
@@ -50,12 +51,12 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
             raise gr.Error("Give it an image first.", print_exception=False)
         own = SamplerControls.read(sampler_values)
         first = seed_of(seed, is_random)
-        before = await asyncio.to_thread(prepare_image, image, base_size)
+        before = await asyncio.to_thread(prepare_image, image, base_size, None, family.grid_size)
         job = start(
             host,
             "image_to_image",
             every=every_for(before.height, scale),
-            prompt=prompt if TASKS[task].needs_prompt else None,
+            prompt=prompt if tasks[task].needs_prompt else None,
             image=image,
             task=task,
             generator=torch.Generator().manual_seed(first),
@@ -64,7 +65,7 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
         yield (before, before), None, "", first, history
         async for _, after, is_done in growing_images(host, job):
             if is_done:
-                said = prompt if TASKS[task].needs_prompt else None
+                said = prompt if tasks[task].needs_prompt else None
                 made = {
                     "task": task,
                     "prompt": said,
@@ -80,7 +81,7 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
                 yield (before, after), gr.skip(), gr.skip(), gr.skip(), gr.skip()
 
     def show_prompt(task: str) -> dict[str, Any]:
-        return gr.update(visible=TASKS[task].needs_prompt)
+        return gr.update(visible=tasks[task].needs_prompt)
 
     task.change(show_prompt, task, prompt, show_progress="hidden", api_visibility="private")
     running = gr.on(
