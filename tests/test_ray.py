@@ -146,7 +146,7 @@ def replicas(saved_folder):
 
     from lumina_mgpt_diffusers.serving.ray import app
 
-    ray.init(num_cpus=4, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": 18765})
     # As `serve run` passes them on.
     arguments = {"model": str(saved_folder), "name": "tiny", "gpus_per_replica": "0", "request_seconds": "60"}

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     settings = {"height": args.height, "width": args.width, **sampler_settings(args)}
     job = batch_job.BatchJob.create(args.output, rows, args.seed, args.model, settings)
     ray_batch.ray.init(
-        address=args.ray, ignore_reinit_error=True, include_dashboard=False if args.ray is None else None
+        address=args.ray or "local", ignore_reinit_error=True, include_dashboard=False if args.ray is None else None
     )
     gpus = args.gpus_per_actor
     number = ray_batch.run_batch(
