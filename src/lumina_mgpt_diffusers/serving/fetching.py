@@ -23,6 +23,9 @@ MAX_REDIRECTS = 3
 
 CHUNK = 64 << 10
 
+# Addresses of IPv4 as seen through a translator. Not all versions of Python know that they lead inside.
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
 
 def fetch(url: str, hosts: Collection[str], max_bytes: int, seconds: float) -> bytes:
     """
@@ -76,7 +79,7 @@ def is_public(address: str) -> bool:
     """Whether an address is one of the internet, neither private nor of the machine nor a wrapped one."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
-    if getattr(parsed, "teredo", None) is not None:
+    if getattr(parsed, "teredo", None) is not None or parsed in NAT64:
         return False
     return (inner is None or is_public(str(inner))) and parsed.is_global and not parsed.is_multicast
 
