@@ -23,7 +23,7 @@ MAX_REDIRECTS = 3
 
 CHUNK = 64 << 10
 
-# Addresses of IPv4 as seen through a translator. Not all versions of Python know that they lead inside.
+# Its addresses end in those of IPv4 that they lead to, which may be private ones.
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -79,7 +79,9 @@ def is_public(address: str) -> bool:
     """Whether an address is one of the internet, neither private nor of the machine nor a wrapped one."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
-    if getattr(parsed, "teredo", None) is not None or parsed in NAT64:
+    if parsed in NAT64:
+        inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+    if getattr(parsed, "teredo", None) is not None:
         return False
     return (inner is None or is_public(str(inner))) and parsed.is_global and not parsed.is_multicast
 
