@@ -92,7 +92,7 @@ def test_hostile_requests_get_a_reason(server):
     assert is_well(server)
 
 
-def raw(server, data: bytes, seconds: float = 5.0) -> bytes:
+def raw(server, data: bytes, seconds: float = 20.0) -> bytes:
     with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as connection:
         try:
             connection.sendall(data)
