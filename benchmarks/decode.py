@@ -304,7 +304,7 @@ def main() -> None:
         list(range(9000, 9000 + PROMPT_LENGTH)),
         rows=height // vocabulary.patch_size,
         columns=width // vocabulary.patch_size,
-        top_k=language.family.sampler.get("top_k", Task.top_k),
+        top_k=language.top_k,
         vocabulary=vocabulary,
         guidance_scale=args.guidance_scale,
         batch_size=args.batch_size,

@@ -94,7 +94,7 @@ def measure(
     transformer = build_transformer(shape, device, dtype, num_layers=num_layers)
     vqvae = VQModel(**language.vq_config).to(device, dtype).eval()
     # Without a tokenizer the pipeline takes the names of the image tokens from the config.
-    transformer.config.vocabulary_map = vocabulary_names(language.vocabulary, language.family)
+    transformer.config.vocabulary_map = vocabulary_names(language.vocabulary, language)
     pipe = LuminaMGPTPipeline(None, transformer, vqvae, LuminaMGPTScheduler(resolution=size))
     pipe.set_progress_bar_config(disable=True)
     parameters = [parameter for module in (transformer, vqvae) for parameter in module.parameters()]

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
 from transformers import ChameleonConfig
 
-from lumina_mgpt_diffusers import LUMINA_MGPT, LUMINA_MGPT_2, LuminaMGPTTransformer, ModelFamily
+from lumina_mgpt_diffusers import LuminaMGPTTransformer
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import ImageVocabulary
 
 
@@ -64,19 +65,30 @@ PIPELINE_VQ_CONFIG = {
 
 @dataclass(frozen=True)
 class Language:
-    """What is not of the decoder: the family, the ids of its tokens and its VQ model."""
+    """What is not of the decoder: the name of the family and of each code, the ids of its tokens and its VQ model."""
 
-    family: ModelFamily
+    family: str
+    code_name: Callable[[int], str]
     vocabulary: ImageVocabulary
     vocab_size: int
     vq_config: dict
+    top_k: int = 2000
 
 
-LANGUAGE = Language(LUMINA_MGPT, VOCABULARY, VOCABULARY_SIZE, PIPELINE_VQ_CONFIG)
+# In words of their own, since versions of the project that are measured beside this one know no families.
+LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
+LANGUAGE = Language(
+    "lumina-mgpt",
+    lambda code: f"IMGIMG{str(code).translate(LETTERS)}Z",
+    VOCABULARY,
+    VOCABULARY_SIZE,
+    PIPELINE_VQ_CONFIG,
+)
 
 # The ids of separator and size tags are not known of the release and do not matter here.
 LANGUAGE_2 = Language(
-    LUMINA_MGPT_2,
+    "lumina-mgpt-2",
+    "<MOVQGAN{}>".format,
     ImageVocabulary(
         code_ids=torch.arange(155_000, 171_384),
         size_tag_ids=tuple(range(151_672, 151_772)),
@@ -99,6 +111,7 @@ LANGUAGE_2 = Language(
         "lookup_from_codebook": True,
         "scaling_factor": 1.0,
     },
+    top_k=4096,
 )
 
 
@@ -106,16 +119,15 @@ def language_of(shape: str) -> Language:
     return LANGUAGE_2 if shape.startswith("2.0") else LANGUAGE
 
 
-def vocabulary_names(vocabulary: ImageVocabulary, family: ModelFamily = LUMINA_MGPT) -> dict[str, int]:
+def vocabulary_names(vocabulary: ImageVocabulary, language: Language = LANGUAGE) -> dict[str, int]:
     """Names of the token ids, from which a pipeline without a tokenizer takes them."""
-    codes = replace(family.codes, suffix=family.codes.suffix or ">")
     return {
-        **{codes.name(code): id for code, id in enumerate(vocabulary.code_ids.tolist())},
-        **{family.size_tag(number): id for number, id in enumerate(vocabulary.size_tag_ids, 1)},
-        family.start_token: vocabulary.start_id,
-        family.end_token: vocabulary.end_id,
-        family.row_end_token: vocabulary.row_end_id,
-        family.separator_token: vocabulary.separator_id,
+        **{language.code_name(code): id for code, id in enumerate(vocabulary.code_ids.tolist())},
+        **{f"<reserved{8800 + number:05d}>": id for number, id in enumerate(vocabulary.size_tag_ids, 1)},
+        "<racm3:break>": vocabulary.start_id,
+        "<eoss>": vocabulary.end_id,
+        "<reserved08799>": vocabulary.row_end_id,
+        "<reserved08706>": vocabulary.separator_id,
     }
 
 
@@ -125,7 +137,7 @@ def shape_config(shape: str, num_layers: int | None = None) -> ChameleonConfig:
     values["num_hidden_layers"] = num_layers or values["num_hidden_layers"]
     small_vq = {"base_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1], "num_embeddings": 8}
     language = language_of(shape)
-    names = {"vocab_size": language.vocab_size, "model_family": language.family.name, "vocabulary_map": {}}
+    names = {"vocab_size": language.vocab_size, "model_family": language.family, "vocabulary_map": {}}
     return ChameleonConfig(vq_config=small_vq, **names, **values)
 
 
