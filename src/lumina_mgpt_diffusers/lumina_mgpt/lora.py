@@ -22,6 +22,7 @@ from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.utils import logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from transformers.utils.versions import require_version
 
 
 logger = logging.get_logger(__name__)
@@ -100,6 +101,7 @@ class LuminaMGPTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
             transformer ([`LuminaMGPTTransformer`]): The model.
             args, kwargs: See [`~loaders.StableDiffusionLoraLoaderMixin.load_lora_into_unet`].
         """
+        require_version("diffusers>=0.42", "Older versions load no adapter into this transformer, and do not say so.")
         modules = {f"{cls.transformer_name}.{name}" for name, _ in transformer.named_modules()}
         tensors = {name: tensor for name, tensor in state_dict.items() if _SUFFIX.sub("", name) in modules}
         if len(tensors) < len(state_dict):
