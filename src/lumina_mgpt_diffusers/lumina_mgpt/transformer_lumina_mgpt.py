@@ -214,6 +214,9 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
                 "A quantised model cannot be saved while it has LoRA adapters. Save those with `save_lora_weights()`,"
                 " then call `unload_lora_weights()`."
             )
+        if getattr(self, "hf_quantizer", None) is not None:
+            # Weights that were loaded quantised are saved as they are: what loads them has no reverse.
+            kwargs.setdefault("save_original_format", False)
         try:
             if has_adapters and state_dict is None:
                 state_dict = self.state_dict_without_adapters()
