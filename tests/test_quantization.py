@@ -170,6 +170,18 @@ def test_a_checkpoint_that_was_released_in_four_bits(four_bit_checkpoint, nf4_fo
     assert torch.equal(codes_of(loaded), codes_of(pipe))
 
 
+@pytest.mark.parametrize("is_quantised", [True, False])
+def test_weights_of_another_shape_than_the_configuration_says(four_bit_checkpoint, nf4_folder, tmp_path, is_quantised):
+    folder = four_bit_checkpoint if is_quantised else nf4_folder / "transformer"
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 224}))
+    with pytest.raises(
+        ValueError, match=r"6 of another shape .*0.mlp.down_proj.weight \(64, 192\) instead of \(64, 224\)"
+    ):
+        LuminaMGPTTransformer.from_pretrained(tmp_path, quantization_config=None if is_quantised else NF4)
+
+
 def test_quantised_weights_are_not_converted(four_bit_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="are quantised .* only plain ones can be converted.*`save_pretrained`"):
         convert_original_to_diffusers(four_bit_checkpoint, tmp_path / "new", original_vqgan=VQGAN)
