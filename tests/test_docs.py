@@ -93,10 +93,13 @@ def test_the_page_about_families(workplace, checkpoint_2, monkeypatch):
     namespace: dict = {}
     for _, code in blocks_of("families"):
         code = code.replace("Alpha-VLLM/Lumina-mGPT-2.0", "lumina-mgpt-2")
+        code = code.replace("leloy/Anole-7b-v0.1-hf", str(CHECKPOINT))
+        code = code.replace("leloy/Anole-7b-v0.1-vqvae-hf", "chameleon/tokenizer")
         code = code.replace("height=1024, width=512", "width=32, height=64")  # which is small already
         exec(compile(made_small(code), "docs/families.md", "exec"), namespace)
     panels, fox, depth = (namespace[name] for name in ("panels", "fox", "depth"))
     assert (panels.size, fox.size, depth.shape) == ((32, 64), (32, 32), (32, 32))
+    assert namespace["anole"].family.fixed_side == 512 and namespace["anole"].can_draw
     assert namespace["small"].family.name == "small" and (workplace / "lumina-mgpt-2.0").is_dir()
 
 

@@ -211,6 +211,8 @@ def test_base_size(tmp_path):
         ("Alpha-VLLM/Lumina-mGPT-7B-768-Omni", 768),
         ("Alpha-VLLM/Lumina-mGPT-7B-1024", 1024),
         ("Alpha-VLLM/Lumina-mGPT-34B-512", 512),
+        ("Alpha-VLLM/Lumina-mGPT-7B-768-bnb-int4", 768),
+        ("Alpha-VLLM/Lumina-mGPT-7B-512-MultiImage", 512),
         ("/data/models/Lumina-mGPT-7B-768/", 768),
         ("/cache/models--Alpha-VLLM--Lumina-mGPT-7B-768/snapshots/512a0d1f768c", 768),
         ("/data/768/my-model", None),

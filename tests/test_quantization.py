@@ -1,20 +1,26 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Quantised transformers: `PipelineQuantizationConfig` with torchao and bitsandbytes."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import CHECKPOINT, VQGAN
 from diffusers import PipelineQuantizationConfig
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTTransformer
+from lumina_mgpt_diffusers.original import convert_original_to_diffusers
 
 
 # Greatest relative error of the logits of the tiny model, whose few channels are the hardest case.
 INT8_ERROR, NF4_ERROR = 0.05, 0.25
+
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
 
 def load(folder: Path, config=None, dtype: torch.dtype = torch.float32, **kwargs) -> LuminaMGPTPipeline:
@@ -128,6 +134,58 @@ def test_bitsandbytes_4bit(nf4_folder):
     assert pipe.transformer.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert 0 < error(pipe, load(nf4_folder)) < NF4_ERROR
     assert (codes_of(pipe) >= 0).all()
+
+
+@pytest.fixture(scope="module")
+def four_bit_checkpoint(nf4_folder, tmp_path_factory) -> Path:
+    """The model in the form in which the original was released in four bits."""
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path_factory.mktemp("released") / "Lumina-mGPT-7B-768-bnb-int4"
+    quantised = load(nf4_folder, NF4).transformer
+    quantised.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    shards = quantised.config.model_parallel_size
+    for name, tensor in weights.items():
+        if "_norm." in name and tensor.ndim == 2:  # one row for the heads of a shard
+            weights[name] = tensor[:: len(tensor) // shards].contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    saved = json.loads((folder / "config.json").read_text())
+    config = json.loads((CHECKPOINT / "config.json").read_text())
+    config |= {name: saved[name] for name in ("intermediate_size", "quantization_config")}
+    (folder / "config.json").write_text(json.dumps(config))
+    for path in CHECKPOINT.glob("*token*.json"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_a_checkpoint_that_was_released_in_four_bits(four_bit_checkpoint, nf4_folder, tmp_path):
+    pipe = load(four_bit_checkpoint, original_vqgan=VQGAN)
+    assert pipe.scheduler.config.resolution == 768
+    weight = pipe.transformer.model.layers[0].mlp.up_proj.weight
+    assert weight.dtype == torch.uint8 and pipe.transformer.lm_head.weight.dtype == torch.float32
+    torch.testing.assert_close(logits_of(pipe), logits_of(load(nf4_folder, NF4)))
+    pipe.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.transformer.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert torch.equal(codes_of(loaded), codes_of(pipe))
+
+
+@pytest.mark.parametrize("is_quantised", [True, False])
+def test_weights_of_another_shape_than_the_configuration_says(four_bit_checkpoint, nf4_folder, tmp_path, is_quantised):
+    folder = four_bit_checkpoint if is_quantised else nf4_folder / "transformer"
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 224}))
+    with pytest.raises(
+        ValueError, match=r"6 of another shape .*0.mlp.down_proj.weight \(64, 192\) instead of \(64, 224\)"
+    ):
+        LuminaMGPTTransformer.from_pretrained(tmp_path, quantization_config=None if is_quantised else NF4)
+
+
+def test_quantised_weights_are_not_converted(four_bit_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="are quantised .* only plain ones can be converted.*`save_pretrained`"):
+        convert_original_to_diffusers(four_bit_checkpoint, tmp_path / "new", original_vqgan=VQGAN)
+    assert not list((tmp_path / "new").glob("**/*.safetensors"))
 
 
 @pytest.mark.gpu

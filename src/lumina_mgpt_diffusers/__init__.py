@@ -2,6 +2,7 @@
 """Lumina-mGPT (https://huggingface.co/papers/2408.02657) as diffusers pipelines."""
 
 from .lumina_mgpt import (
+    CHAMELEON,
     LUMINA_MGPT,
     LUMINA_MGPT_2,
     TASKS,
@@ -38,6 +39,7 @@ from .registration import register
 __version__ = "0.1.0"
 
 __all__ = [
+    "CHAMELEON",
     "CodeTokens",
     "ImagePart",
     "LUMINA_MGPT",

@@ -103,10 +103,12 @@ def estimate_memory(
 
     num_rows, num_columns = height // patch_size, width // patch_size
     window = MAX_WINDOW if num_draft_tokens == "auto" else max(num_draft_tokens, MAX_RUN) + 1
+    prefix = 1 if family.size_tag_token is None else 3
+    row_end = 0 if family.row_end_token is None else 1
     # The prompt, start and size tags, and the codes with row ends but the last.
-    slots = slots_needed(prompt_length + 3 + num_rows * (num_columns + 1) - 1, window)
+    slots = slots_needed(prompt_length + prefix + num_rows * (num_columns + row_end) - row_end, window)
     kv_cache = 2 * config.num_hidden_layers * kv_size * slots * rows * element
-    drafts = num_images * (num_columns + 2) * num_codes * 4 if num_draft_tokens else 0
+    drafts = num_images * (num_columns + row_end + 1) * num_codes * 4 if num_draft_tokens else 0
 
     # A step: residual, normed input, gate, up and product of each token; float32 logits of both branches, guided, with
     # noise and masked.

@@ -3,7 +3,7 @@
 
 from .calls import LuminaMGPTStreamOutput
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
-from .families import LUMINA_MGPT, LUMINA_MGPT_2, CodeTokens, ModelFamily, register_family
+from .families import CHAMELEON, LUMINA_MGPT, LUMINA_MGPT_2, CodeTokens, ModelFamily, register_family
 from .pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .pipeline_lumina_mgpt_chat import LuminaMGPTChatPipeline
 from .pipeline_lumina_mgpt_img2img import LuminaMGPTImg2ImgPipeline
@@ -21,6 +21,7 @@ from .visual_results import contact_sheet, find_palette, read_depth, read_labels
 
 
 __all__ = [
+    "CHAMELEON",
     "CodeTokens",
     "ImagePart",
     "LUMINA_MGPT",

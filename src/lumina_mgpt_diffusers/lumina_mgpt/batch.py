@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .noise import NoiseStrip
-from .row import Row
+from .row import ImageSpan, Row
 from .scheduling_lumina_mgpt import SamplingPlaces
 from .unirep import ImageVocabulary
 
@@ -91,7 +91,7 @@ class Batch:
         is_known = torch.ones(self.symbols.shape[1], dtype=torch.bool, device="cpu")
         if row.in_image:
             image = row.image
-            symbols = torch.cat([symbols, self._image_symbols(image.given)])
+            symbols = torch.cat([symbols, self._image_symbols(image)])
             is_known[image.first : image.end] = image.known
         self.symbols[index] = -1
         self.symbols[index, : len(symbols)] = symbols.to(self.device)
@@ -99,9 +99,11 @@ class Batch:
         self.fed[index] = row.num_fed
         self.log_probs[index] = 0
 
-    def _image_symbols(self, codes: torch.LongTensor) -> torch.LongTensor:
-        row_end = self.num_codes + self.vocabulary.row_end_id
-        return torch.nn.functional.pad(codes.cpu(), (0, 1), value=row_end).flatten()[:-1]
+    def _image_symbols(self, image: ImageSpan) -> torch.LongTensor:
+        codes = image.given.cpu()
+        if self.vocabulary.row_end_id is not None:
+            codes = torch.nn.functional.pad(codes, (0, 1), value=self.num_codes + self.vocabulary.row_end_id)
+        return codes.flatten()[: image.num_places]
 
     def locate(self) -> None:
         """Work out where the images lie, after rows have been loaded."""
@@ -113,13 +115,13 @@ class Batch:
         if self.texts:
             self.image_index = self.upload([index for index, row in enumerate(self.rows) if row.in_image])
         self.first = self.upload([image.first if image else 0 for image in images])[:, None]
-        self.stride = self.upload([image.columns + 1 if image else 1 for image in images])[:, None]
+        self.stride = self.upload([image.stride if image else 1 for image in images])[:, None]
         self.stop = self.upload([image.stop if image else 0 for image in images])
         self.answer_start = self.upload([row.answer_start for row in self.rows])[:, None]
         self.keys = self.upload([row.request.key for row in self.rows])[:, None]
         self._noise = NoiseStrip(self.keys[self.image_index], self.num_codes)
         self.places = SamplingPlaces([row.settings for row in self.images], self.device)
-        self.places.num_columns = self.stride[self.image_index] - 1
+        self.places.num_columns = self.stride[self.image_index] - self.vocabulary.row_end_length
         self.places.num_codes = self.upload([row.num_codes for row in self.images])[:, None]
         self.places.first = self.upload([row.num_given_codes for row in self.images])[:, None]
 
@@ -132,9 +134,9 @@ class Batch:
         place, stride = positions - self.first[images], self.stride[images]
         noise = None
         if self.places.any_random:
-            index = positions - self.answer_start[images]
-            noise = self._noise.read(index)
-        return Window(place, stride, noise, self.places.at(place - place // stride))
+            noise = self._noise.read(positions - self.answer_start[images])
+        index = place - place // stride * self.vocabulary.row_end_length
+        return Window(place, stride, noise, self.places.at(index))
 
     def window_ids(self, window: int) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Token ids `(batch_size, window)` that a forward takes of each row, and their positions."""
@@ -162,4 +164,5 @@ class Batch:
 
     def _to_grid(self, places: torch.Tensor, row: Row) -> torch.Tensor:
         image = row.image
-        return torch.nn.functional.pad(places, (0, 1)).view(image.rows, image.columns + 1)[:, :-1]
+        places = torch.nn.functional.pad(places, (0, image.row_end_length))
+        return places.view(image.rows, image.stride)[:, : image.columns]

@@ -13,7 +13,7 @@ from transformers import ChameleonConfig, PreTrainedTokenizerBase
 
 from .families import ModelFamily
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
-from .unirep import trained_sizes
+from .unirep import ImageVocabulary, trained_sizes
 from .vocabulary import family_of, read_vocabulary
 from .weight_checks import check_shapes
 
@@ -52,7 +52,7 @@ def check_fit(
                 f" {resolution} need {needed}."
             )
     control = (vocabulary.start_id, vocabulary.end_id, vocabulary.row_end_id, vocabulary.separator_id)
-    ids = [*vocabulary.code_ids.tolist(), *vocabulary.size_tag_ids, *control]
+    ids = [*vocabulary.code_ids.tolist(), *vocabulary.size_tag_ids, *(id for id in control if id is not None)]
     if len(set(ids)) < len(ids):
         raise ValueError("In the `tokenizer` several tokens of codes, sizes or control have the same id.")
     # Special tokens are never made of text: those that were added for other programs do no harm.
@@ -67,11 +67,33 @@ def check_fit(
 
 def check_base_size(resolution: int, family: ModelFamily) -> None:
     """Raise a `ValueError` if the base size of a scheduler is none of a family."""
+    if family.fixed_side not in (None, resolution):
+        raise ValueError(
+            f"`resolution` has to be {family.fixed_side}, the side of all images of {family.title}, but is"
+            f" {resolution}."
+        )
     if resolution % family.grid_size:
         raise ValueError(
             f"`resolution` has to be a positive multiple of {family.grid_size} pixels, as the size tags of"
             f" {family.title} count, but is {resolution}."
         )
+
+
+def can_draw(transformer: torch.nn.Module, vocabulary: ImageVocabulary) -> bool:
+    """
+    Whether a transformer can sample images: not if its logits of codes are masked, or the same for all.
+
+    Args:
+        transformer ([`LuminaMGPTTransformer`]): The model, of which few weights are looked at, if they are plain.
+        vocabulary ([`ImageVocabulary`]): Token ids of the codes.
+    """
+    if getattr(transformer.config, "mask_image_logits", False):
+        return False
+    weight = transformer.lm_head.weight
+    if type(weight) is not torch.nn.Parameter or weight.is_meta:
+        return True  # quantised, or not here
+    rows = weight[vocabulary.code_ids[:8].to(weight.device)]
+    return bool((rows != rows[0]).any())
 
 
 def check_loaded_vqvae(vqvae: VQModel) -> None:
@@ -111,7 +133,7 @@ def with_defaults(scheduler: LuminaMGPTScheduler, config: ChameleonConfig, famil
     unstated = scheduler.config.get("_use_default_values", ())
     values = {name: value for name, value in family.sampler.items() if name in unstated}
     if not states_base_size(scheduler):
-        base_size = getattr(config, "base_size", None)
+        base_size = getattr(config, "base_size", None) or family.fixed_side
         if base_size is None:
             logger.warning_once(
                 "Neither the scheduler nor the transformer states the base size: "

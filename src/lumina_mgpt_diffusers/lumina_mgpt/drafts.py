@@ -4,8 +4,9 @@ First guesses of codes that a forward evaluates ahead. They decide how many forw
 
 A place is guessed once, when it comes into the window of a forward; from then on its draft is the code that the last
 forward computed for it. Rows have images of their own sizes, so the places of a window are given as positions in their
-images, row by row: `place` counts in raster order with a place for each row end, `stride` is the number of places from
-one row of codes to the next. All rules are tensor operations on the device and do not wait for it.
+images, row by row: `place` counts in raster order with a place for each row end, if there are any, `stride` is the
+number of places from one row of codes to the next. All rules are tensor operations on the device and do not wait for
+it.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Drafts:
         batch, images = self.batch, self.batch.images
         self._stops = {row: stop for row, stop in self._stops.items() if row in images and row not in loaded}
         if self.draft_init == "logits" and images:
-            stride = max(row.num_columns for row in images) + 1
+            stride = max(row.image.stride for row in images)
             if self._neighbors is None:
                 self._neighbors = NeighborLogits(self.scheduler, 0, stride, batch.num_codes, batch.device)
             old = {row: index for index, row in enumerate(self._images) if row not in loaded}

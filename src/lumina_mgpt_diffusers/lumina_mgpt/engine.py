@@ -175,8 +175,7 @@ class Engine:
             first_change (`int`): Raster index of the first that differs from what was there.
         """
         self.read()
-        columns = codes.shape[1]
-        row.reopen(codes.cpu(), first_change + first_change // columns)
+        row.reopen(codes.cpu(), first_change)
         if row in self.rows:
             self._batch.load(row)
             self._batch.locate()

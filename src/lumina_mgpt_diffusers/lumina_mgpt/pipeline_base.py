@@ -16,7 +16,7 @@ from transformers import ChameleonConfig, PreTrainedTokenizerFast
 
 from ..repository import PortableSavingMixin
 from .calls import CURRENT_CALL, Call, Codes
-from .components import check_base_size, check_fit, check_loaded_vqvae, stride_of, with_defaults
+from .components import can_draw, check_base_size, check_fit, check_loaded_vqvae, stride_of, with_defaults
 from .engine import Engine, is_compiled
 from .families import ModelFamily
 from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
@@ -177,6 +177,19 @@ class LuminaMGPTBasePipeline(
     def family(self) -> ModelFamily:
         """The family that the model is of, as the transformer's configuration or else the vocabulary tells."""
         return family_of(self.tokenizer, self._transformer_config)
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether the model can sample images: not the Chameleon that was released."""
+        return not self.family.may_be_masked or can_draw(self.transformer, self.image_vocabulary)
+
+    @property
+    def unconditional_context(self) -> list[int]:
+        """Token ids before an image in the unconditional branch of guidance without a negative prompt."""
+        if not self.family.guides_from_first_token:
+            return []
+        names = self._transformer_config if self.tokenizer is None else self.tokenizer
+        return [names.bos_token_id]
 
     @property
     def _transformer_config(self) -> ChameleonConfig | None:

@@ -67,6 +67,11 @@ class LuminaMGPTImagePipeline(LuminaMGPTBasePipeline):
         **inputs: object,
     ) -> ImageCall:
         self.check_components()
+        if not self.can_draw:
+            raise ValueError(
+                f"This {self.family.title} cannot draw: the rows of its `lm_head` that score VQ codes are masked. It"
+                " can chat and describe images, see `LuminaMGPTChatPipeline`."
+            )
         settings = self.scheduler.settings(
             guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
         )

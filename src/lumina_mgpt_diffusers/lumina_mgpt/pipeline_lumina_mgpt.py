@@ -354,7 +354,7 @@ class LuminaMGPTPipeline(LuminaMGPTImagePipeline):
             if negative_prompt is not None:
                 negative_prompt_token_ids, negative_prompt_attention_mask = negatives
         contexts = unpad(prompt_token_ids, prompt_attention_mask, call.repeats)
-        unconditional_contexts = [[] for _ in contexts]
+        unconditional_contexts = [self.unconditional_context for _ in contexts]
         if negative_prompt_token_ids is not None:
             unconditional_contexts = unpad(negative_prompt_token_ids, negative_prompt_attention_mask, call.repeats)
         self._warn_of_length(

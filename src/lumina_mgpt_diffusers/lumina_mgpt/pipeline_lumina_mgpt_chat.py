@@ -395,6 +395,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
             Request(
                 context=context,
                 settings=settings,
+                unconditional_context=self.unconditional_context,
                 size=size,
                 max_new_tokens=max_new_tokens,
                 keep_cache=one is not None,
@@ -403,7 +404,7 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         ]
 
         # 3. Prepare the answers
-        grammar = Grammar.from_tokenizer(self.tokenizer, vocabulary, config.resolution)
+        grammar = Grammar.from_tokenizer(self.tokenizer, vocabulary, config.resolution, self.can_draw)
         engine = Engine(
             self.transformer, self.scheduler, grammar, self._execution_device, num_draft_tokens, draft_init
         )

@@ -315,7 +315,9 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
         tokens = self._encode_images(images, crop_generator)
         tokens = [tokens[id(own)] for own in images]
         contexts = self._encode(contents, tokens)
-        unconditional_contexts = self._encode(negative_contents, tokens) or [[] for _ in contexts]
+        unconditional_contexts = self._encode(negative_contents, tokens) or [
+            self.unconditional_context for _ in contexts
+        ]
         self._warn_of_length(
             max(len(context) + vocabulary.num_tokens(*wanted) for context, wanted in zip(contexts, sizes))
         )
@@ -346,7 +348,9 @@ class LuminaMGPTImg2ImgPipeline(LuminaMGPTImagePipeline):
             return self._encode(contents, [[] for _ in contents])
 
         contexts = encode(prompts)
-        unconditional_contexts = encode(negatives) if negatives is not None else [[] for _ in contexts]
+        unconditional_contexts = (
+            encode(negatives) if negatives is not None else [self.unconditional_context for _ in contexts]
+        )
         self._warn_of_length(
             max(len(context) + vocabulary.num_tokens(*size) for context, size in zip(contexts, sizes))
         )

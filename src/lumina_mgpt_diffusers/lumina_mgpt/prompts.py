@@ -10,6 +10,7 @@ made of. (In the original, `<eoss>` or `IMGIMGBZ` in a prompt becomes the token 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -93,7 +94,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, family: ModelFamily) -> st
         family ([`ModelFamily`]): What its names are.
     """
     # Those of codes and size tags are too many to list.
-    tag = family.size_tag_token.partition("{")[0]
+    tag = re.split(r"[{\d]", family.size_tag_token or family.separator_token)[0]
     many = [prefix for prefix in (tag, family.codes.prefix) if prefix]
     single = [name for name in tokenizer.added_tokens_encoder if not name.startswith(tuple(many))]
     control = dict.fromkeys([*single, *family.control_tokens, IMAGE_PLACEHOLDER, *many])

@@ -6,7 +6,7 @@ Only what is well formed can be sampled:
 
 - in text, the tokens of text, the start of an image, and the separator that ends the answer;
 - after the start of an image, a height tag, then a width tag, which together are a grid of at most the trained area
-  and aspect ratio, unless the caller forces the size;
+  and aspect ratio, unless the caller forces the size or all images have one;
 - then codes alone; row ends and the end of the image follow from the size.
 """
 
@@ -44,12 +44,14 @@ class Grammar:
 
     @classmethod
     def from_tokenizer(
-        cls, tokenizer: PreTrainedTokenizerBase, vocabulary: ImageVocabulary, base_size: int
+        cls, tokenizer: PreTrainedTokenizerBase, vocabulary: ImageVocabulary, base_size: int, draws: bool = True
     ) -> Grammar:
-        """All that the tokenizer did not add to its text vocabulary is text."""
+        """All that the tokenizer did not add to its text vocabulary is text. Images begin if the model `draws` any."""
         control = {*tokenizer.added_tokens_encoder.values(), *vocabulary.code_ids.tolist(), *vocabulary.size_tag_ids}
         control |= {vocabulary.end_id, vocabulary.row_end_id}
         allowed = set(tokenizer.get_vocab().values()) - control | {vocabulary.start_id, vocabulary.separator_id}
+        if not draws:
+            allowed.remove(vocabulary.start_id)
         return cls(vocabulary, base_size, torch.tensor(sorted(allowed), device="cpu"))
 
     def height_ids(self) -> torch.LongTensor:

@@ -56,20 +56,24 @@ class SampledImage:
 
 class ImageSpan:
     """
-    The places of an image in a row: raster order, with a place for the end of each row of codes but the last.
+    The places of an image in a row: raster order, with a place for the end of each row of codes but the last, if the
+    rows of the model end in a token.
 
     Args:
         first (`int`): Position of the first code.
         codes (`torch.LongTensor` of shape `(rows, columns)`): The given codes, -1 where one is to be sampled.
+        row_end_length (`int`): Places between two rows of codes, 1 or 0.
     """
 
-    def __init__(self, first: int, codes: torch.LongTensor) -> None:
+    def __init__(self, first: int, codes: torch.LongTensor, row_end_length: int) -> None:
         self.first = first
         self.given = codes
         self.rows, self.columns = codes.shape
-        places = torch.full((self.rows, self.columns + 1), -2, device="cpu")  # row ends are known too
-        places[:, :-1] = codes
-        self.known = places.flatten()[:-1] != -1
+        self.row_end_length = row_end_length
+        self.stride = self.columns + row_end_length
+        places = torch.full((self.rows, self.stride), -2, device="cpu")  # row ends are known too
+        places[:, : self.columns] = codes
+        self.known = places.flatten()[: self.rows * self.stride - row_end_length] != -1
         index = torch.arange(len(self.known), device="cpu")
         upcoming = index.where(~self.known, len(index)).flip(0).cummin(dim=0).values.flip(0)
         self._next_sampled = [*upcoming.tolist(), len(index)]
@@ -93,7 +97,11 @@ class ImageSpan:
         if position >= self.stop:
             return self.rows * self.columns
         place = position - self.first
-        return place - place // (self.columns + 1)
+        return place - place // self.stride * self.row_end_length
+
+    def place_of(self, index: int) -> int:
+        """The place of a code, by its raster index."""
+        return index + index // self.columns * self.row_end_length
 
 
 class Row:
@@ -149,6 +157,11 @@ class Row:
     @property
     def answer_start(self) -> int:
         return len(self.request.context)
+
+    @property
+    def image_start(self) -> int:
+        """Position of the start of the image."""
+        return self.image.first - self.grammar.vocabulary.prefix_length
 
     @property
     def limit(self) -> float:
@@ -211,7 +224,8 @@ class Row:
             return list(self.tokens)
         number = self.image.next_sampled(self.image.first) - self.image.first
         codes = self.image.given.clamp(min=0)
-        return [*self.tokens, *self.grammar.vocabulary.to_tokens(codes)[3 : 3 + number].tolist()]
+        vocabulary = self.grammar.vocabulary
+        return [*self.tokens, *vocabulary.to_tokens(codes)[vocabulary.prefix_length :][:number].tolist()]
 
     def token_settings(self) -> SamplerSettings:
         """How the next token of text, or size tag, is sampled."""
@@ -258,12 +272,14 @@ class Row:
         self._check_limit()
 
     def _open_image(self) -> None:
-        if self.request.size is None:
-            self.tokens.append(self.grammar.vocabulary.start_id)
+        vocabulary = self.grammar.vocabulary
+        size = self.request.size or vocabulary.fixed_size
+        if size is None:
+            self.tokens.append(vocabulary.start_id)
             self.phase = Phase.HEIGHT
         else:
-            self.tokens += self.grammar.vocabulary.prefix(*self.request.size)
-            self._start_codes(*self.request.size)
+            self.tokens += vocabulary.prefix(*size)
+            self._start_codes(*size)
 
     def _start_codes(self, height: int, width: int) -> None:
         patch_size = self.grammar.vocabulary.patch_size
@@ -275,7 +291,7 @@ class Row:
 
     def set_codes(self, codes: torch.LongTensor) -> None:
         """Sample the image anew where codes are -1 and take the others as given."""
-        self.image = ImageSpan(len(self.tokens), codes)
+        self.image = ImageSpan(len(self.tokens), codes, self.grammar.vocabulary.row_end_length)
         self.phase = Phase.IMAGE
 
     def reopen(self, codes: torch.LongTensor, first_change: int) -> None:
@@ -284,7 +300,7 @@ class Row:
 
         Args:
             codes (`torch.LongTensor` of shape `(rows, columns)`): Its codes, -1 where one is to be sampled.
-            first_change (`int`): The first place that differs.
+            first_change (`int`): Raster index of the first that differs.
         """
         if self.is_finished:
             size = (side * self.grammar.vocabulary.patch_size for side in codes.shape)
@@ -292,7 +308,7 @@ class Row:
             self.finish_reason, self._pieces = None, []
             self.num_fed = 0
         self.set_codes(codes)
-        self.num_fed = min(self.num_fed, self.image.first + first_change - 1)
+        self.num_fed = min(self.num_fed, self.image.first + self.image.place_of(first_change) - 1)
 
     def is_image_done(self) -> bool:
         """Whether all of the image is sampled, or as much of it as fits into the answer."""
@@ -317,7 +333,7 @@ class Row:
         self._check_limit()
 
     def _append_image(self, codes: torch.LongTensor, log_probs: torch.Tensor | None) -> None:
-        del self.tokens[-3:]
+        del self.tokens[-self.grammar.vocabulary.prefix_length :]
         self.tokens += self.grammar.vocabulary.to_tokens(fill_missing_codes(codes)).tolist()
         self._pieces.append(SampledImage(codes, log_probs))
         self.image = None
@@ -325,9 +341,9 @@ class Row:
     def _cut_image(self, codes: torch.LongTensor, log_probs: torch.Tensor | None) -> None:
         """End the answer in its image such that a conversation can go on from it: the image whole, if there is any."""
         rows, columns = (torch.arange(side, device="cpu") for side in codes.shape)
-        places = rows[:, None] * (codes.shape[1] + 1) + columns
+        places = rows[:, None] * self.image.stride + columns
         codes = codes.masked_fill(len(self.tokens) + places >= self.limit, -1)
-        opening = 3
+        opening = self.grammar.vocabulary.prefix_length
         if (codes >= 0).any():
             self._append_image(codes, log_probs)
             opening = 0

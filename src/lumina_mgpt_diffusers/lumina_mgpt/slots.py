@@ -135,14 +135,16 @@ class Slots:
 
     @staticmethod
     def _offset(row: Row, branch: int) -> int:
-        return row.image.first - 3 - len(row.request.unconditional_context) if branch == UNCONDITIONAL else 0
+        if branch == CONDITIONAL:
+            return 0
+        return row.image_start - len(row.request.unconditional_context)
 
     @staticmethod
     def _feed_of(row: Row, branch: int, known_ids: Callable[[Row], list[int]]) -> tuple[int, list[int]]:
         """What has to be fed before the first window, which begins with the last token: the start, and token ids."""
         ids = known_ids(row)
         if branch == UNCONDITIONAL:
-            return 0, [*row.request.unconditional_context, *ids[row.image.first - 3 : -1]]
+            return 0, [*row.request.unconditional_context, *ids[row.image_start : -1]]
         row.num_fed = len(ids) - 1
         return row.request.num_cached, ids[row.request.num_cached : -1]
 

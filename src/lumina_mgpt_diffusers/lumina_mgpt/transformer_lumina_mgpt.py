@@ -25,7 +25,7 @@ from .attention import XFORMERS, XformersAttentionMixin
 from .kv_cache import SlotCache
 from .lora import LoraTransformerMixin
 from .slot_attention import SLOT_SDPA
-from .weight_checks import check_config, check_finite, check_nothing_is_wrong
+from .weight_checks import check_config, check_finite, check_nothing_is_wrong, quantised_mismatches
 
 
 SLOT_IMPLEMENTATIONS = ("eager", SLOT_SDPA, "flex_attention", XFORMERS)
@@ -160,8 +160,8 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
         )
         if not ignore_mismatched_sizes:
             source = str(pretrained_model_name_or_path)
-            wrong = (info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
-            check_nothing_is_wrong(source, *wrong)
+            mismatched = [*info["mismatched_keys"], *quantised_mismatches(model)]
+            check_nothing_is_wrong(source, info["missing_keys"], info["unexpected_keys"], mismatched)
             # Weights that are offloaded or quantised are not here as plain tensors.
             plain = ((name, weight) for name, weight in model.named_parameters() if type(weight) is nn.Parameter)
             plain = ((name, weight.data) for name, weight in plain if weight.is_floating_point())
@@ -214,6 +214,9 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
                 "A quantised model cannot be saved while it has LoRA adapters. Save those with `save_lora_weights()`,"
                 " then call `unload_lora_weights()`."
             )
+        if getattr(self, "hf_quantizer", None) is not None:
+            # Weights that were loaded quantised are saved as they are: what loads them has no reverse.
+            kwargs.setdefault("save_original_format", False)
         try:
             if has_adapters and state_dict is None:
                 state_dict = self.state_dict_without_adapters()

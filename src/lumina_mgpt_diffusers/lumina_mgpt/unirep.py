@@ -4,7 +4,8 @@ UniRep: one image as a sequence of tokens (Lumina-mGPT, https://huggingface.co/p
 
 An image of `rows x columns` codes is written `[start, height tag, width tag, row, row end, …, row, row end, end]`. The
 size tags count the grids of each side, of 32 px as released, so the size is part of the sequence and any aspect ratio
-can be read back. This module is the only place that translates between **codes** (what the VQ model knows) and **token
+can be read back. Models whose images all have one size write them without tags, and may have no row ends: `[start,
+codes, end]`. This module is the only place that translates between **codes** (what the VQ model knows) and **token
 ids** (what the transformer knows). It knows no model.
 """
 
@@ -95,9 +96,10 @@ class ImageVocabulary:
 
     Args:
         code_ids (`torch.LongTensor` of shape `(num_codes,)`): Token id of each VQ code.
-        size_tag_ids (`tuple[int, ...]`): Token id of the size tag of 1, 2, … grids.
-        start_id (`int`), end_id (`int`), row_end_id (`int`), separator_id (`int`):
-            Ids of the tokens that open and close an image, close a row of codes, and close a turn.
+        size_tag_ids (`tuple[int, ...]`):
+            Token id of the size tag of 1, 2, … grids; none where all images are squares of one grid.
+        start_id (`int`), end_id (`int`), row_end_id (`int`, *optional*), separator_id (`int`):
+            Ids of the tokens that open and close an image, close a row of codes, if any does, and close a turn.
         patch_size (`int`): Pixels per code, the stride of the VQ model.
         grid_size (`int`, defaults to 32): Pixels that one step of a size tag stands for, a multiple of `patch_size`.
     """
@@ -106,7 +108,7 @@ class ImageVocabulary:
     size_tag_ids: tuple[int, ...]
     start_id: int
     end_id: int
-    row_end_id: int
+    row_end_id: int | None
     separator_id: int
     patch_size: int
     grid_size: int = GRID_SIZE
@@ -126,11 +128,28 @@ class ImageVocabulary:
 
     @property
     def max_side(self) -> int:
-        """Longest side, in pixels, for which the tokenizer has a size tag."""
-        return len(self.size_tag_ids) * self.grid_size
+        """Longest side, in pixels, for which the tokenizer has a size tag, or the one there is."""
+        return max(len(self.size_tag_ids), 1) * self.grid_size
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """`(height, width)` in pixels of all images, None where size tags say it."""
+        return None if self.size_tag_ids else (self.grid_size, self.grid_size)
+
+    @property
+    def prefix_length(self) -> int:
+        """Number of tokens before the first code of an image."""
+        return 3 if self.size_tag_ids else 1
+
+    @property
+    def row_end_length(self) -> int:
+        """Number of tokens between two rows of codes."""
+        return 0 if self.row_end_id is None else 1
 
     def prefix(self, height: int, width: int) -> list[int]:
         """Token ids `[start, height tag, width tag]` that open an image of `height x width` pixels."""
+        if not self.size_tag_ids:
+            return [self.start_id]
         return [
             self.start_id,
             self.size_tag_ids[height // self.grid_size - 1],
@@ -139,7 +158,8 @@ class ImageVocabulary:
 
     def num_tokens(self, height: int, width: int) -> int:
         """Number of tokens of an image of `height x width` pixels, from start to end."""
-        return (height // self.patch_size) * (width // self.patch_size + 1) + 4
+        columns = width // self.patch_size + self.row_end_length
+        return self.prefix_length + (height // self.patch_size) * columns + 1
 
     def to_tokens(self, codes: torch.LongTensor) -> torch.LongTensor:
         """
@@ -149,7 +169,7 @@ class ImageVocabulary:
             codes (`torch.LongTensor` of shape `(rows, columns)`): VQ codes of the image.
 
         Returns:
-            `torch.LongTensor` of shape `(rows * (columns + 1) + 4,)`: The token ids.
+            `torch.LongTensor` of shape `(rows * (columns + 1) + 4,)`: The token ids; less without row ends or tags.
 
         Raises:
             `ValueError`: If the codes are not a grid of whole cells of the size tags, or not all in `[0, num_codes)`.
@@ -157,22 +177,22 @@ class ImageVocabulary:
         if codes.ndim != 2:
             raise ValueError(f"`codes` have to be of shape (rows, columns) but are of shape {tuple(codes.shape)}.")
         rows, columns = codes.shape
-        grids = []
+        most = self.max_side // self.patch_size
         for name, side in (("rows", rows), ("columns", columns)):
-            if side % self.codes_per_grid or not 0 < side // self.codes_per_grid <= len(self.size_tag_ids):
+            if side % self.codes_per_grid or not 0 < side <= most:
                 raise ValueError(
-                    f"The number of {name} of `codes` has to be a multiple of {self.codes_per_grid} of at most"
-                    f" {len(self.size_tag_ids) * self.codes_per_grid} but is {side}."
+                    f"The number of {name} of `codes` has to be a multiple of {self.codes_per_grid} of at most {most}"
+                    f" but is {side}."
                 )
-            grids.append(side // self.codes_per_grid)
         if codes.min() < 0 or codes.max() >= self.num_codes:
             raise ValueError(
                 f"`codes` have to be in [0, {self.num_codes}) but range from {int(codes.min())} to {int(codes.max())}."
             )
         ids = self.code_ids.to(codes.device)[codes]
-        row_ends = ids.new_full((rows, 1), self.row_end_id)
-        head = ids.new_tensor([self.start_id, *(self.size_tag_ids[n - 1] for n in grids)])
-        return torch.cat([head, torch.cat([ids, row_ends], dim=1).flatten(), ids.new_tensor([self.end_id])])
+        if self.row_end_id is not None:
+            ids = torch.nn.functional.pad(ids, (0, 1), value=self.row_end_id)
+        head = ids.new_tensor(self.prefix(rows * self.patch_size, columns * self.patch_size))
+        return torch.cat([head, ids.flatten(), ids.new_tensor([self.end_id])])
 
     def to_codes(self, token_ids: Sequence[int] | torch.LongTensor) -> torch.LongTensor:
         """
@@ -192,12 +212,13 @@ class ImageVocabulary:
         ids = _as_integers(token_ids)
         if ids.ndim != 1:
             raise MalformedImageError(f"`token_ids` have to be one sequence but are of shape {tuple(ids.shape)}.")
-        if len(ids) < 4:
-            raise MalformedImageError(f"An image has at least 4 tokens but the sequence has {len(ids)}.")
+        start, gap = self.prefix_length, self.row_end_length
+        if len(ids) <= start:
+            raise MalformedImageError(f"An image has at least {start + 1} tokens but the sequence has {len(ids)}.")
         if ids[0] != self.start_id:
             raise MalformedImageError(f"Index 0 has to hold the start token {self.start_id} but holds {int(ids[0])}.")
-        sides = []
-        for index, name in ((1, "height"), (2, "width")):
+        sides = [] if self.size_tag_ids else [self.codes_per_grid] * 2
+        for index, name in ((1, "height"), (2, "width"))[: start - 1]:
             try:
                 sides.append((self.size_tag_ids.index(int(ids[index])) + 1) * self.codes_per_grid)
             except ValueError:
@@ -206,30 +227,33 @@ class ImageVocabulary:
                     f" {self.size_tag_ids[-1]}, but holds {int(ids[index])}."
                 ) from None
         rows, columns = sides
-        expected = rows * (columns + 1) + 4
+        stride = columns + gap
+        expected = start + rows * stride + 1
         if len(ids) != expected:
+            what = "The size tags say" if self.size_tag_ids else "An image has"
             raise MalformedImageError(
-                f"The size tags say {rows}x{columns} codes, {expected} tokens, but the sequence has {len(ids)}."
+                f"{what} {rows}x{columns} codes, {expected} tokens, but the sequence has {len(ids)}."
             )
         if ids[-1] != self.end_id:
             raise MalformedImageError(
                 f"Index {expected - 1} has to hold the end token {self.end_id} but holds {int(ids[-1])}."
             )
-        grid = ids[3:-1].view(rows, columns + 1)
-        wrong = (grid[:, -1] != self.row_end_id).nonzero()
+        places = ids[start:-1].view(rows, stride)
+        grid, row_ends = places[:, :columns].contiguous(), places[:, columns:]
+        wrong = (row_ends != self.row_end_id).nonzero() if gap else []
         if len(wrong):
-            row = int(wrong[0])
+            row = int(wrong[0, 0])
             raise MalformedImageError(
-                f"Index {3 + row * (columns + 1) + columns} has to hold the end of row {row}, {self.row_end_id}, but"
-                f" holds {int(grid[row, -1])}."
+                f"Index {start + row * stride + columns} has to hold the end of row {row}, {self.row_end_id}, but"
+                f" holds {int(row_ends[row])}."
             )
         sorted_ids, order = self.code_ids.sort()
-        place = torch.searchsorted(sorted_ids, grid[:, :-1].contiguous()).clamp(max=self.num_codes - 1)
-        wrong = (sorted_ids[place] != grid[:, :-1]).nonzero()
+        place = torch.searchsorted(sorted_ids, grid).clamp(max=self.num_codes - 1)
+        wrong = (sorted_ids[place] != grid).nonzero()
         if len(wrong):
             row, column = wrong[0].tolist()
             raise MalformedImageError(
-                f"Index {3 + row * (columns + 1) + column} has to hold a code (row {row}, column {column}) but holds"
+                f"Index {start + row * stride + column} has to hold a code (row {row}, column {column}) but holds"
                 f" token id {int(grid[row, column])}."
             )
         return order[place]

@@ -162,6 +162,11 @@ def check_size(height: object, width: object, base_size: int, vocabulary: ImageV
         raise ValueError(
             f"`height` and `width` have to be positive integers but are {shown(height)} and {shown(width)}."
         )
+    if vocabulary.fixed_size not in (None, sides):
+        raise ValueError(
+            "`height` and `width` have to be {} and {}, the one size of the images of this model, but are"
+            " {} and {}.".format(*vocabulary.fixed_size, *map(shown, sides))
+        )
     if max(sides) > max_side:
         raise ValueError(
             f"`height` and `width` have to be at most {max_side}, for which the tokenizer has size tags, but are"

@@ -72,7 +72,7 @@ def read_vocabulary(
     if tokenizer is None:
         return from_names(_names_in(config), num_codes, patch_size, family, "`vocabulary_map` of the `transformer`")
     known = _KNOWN.setdefault(tokenizer, {})
-    probes = [*family.control_tokens, *map(family.size_tag, range(1, 200))]
+    probes = [*family.control_tokens, *family.size_tags(range(1, 200))]
     if family.codes.suffix is not None:
         probes += [family.codes.name(0), family.codes.name(num_codes - 1), family.codes.name(num_codes)]
     of_config = _names_in(config)
@@ -101,7 +101,7 @@ def from_names(
     Raises:
         `ValueError`: If a name is missing.
     """
-    missing = [name for name in (*family.control_tokens, family.size_tag(1)) if name not in names]
+    missing = [name for name in (*family.control_tokens, *family.size_tags([1])) if name not in names]
     if missing:
         raise ValueError(
             f"The {source} is not that of a {family.title} checkpoint: it lacks {len(missing)} of the needed tokens,"
@@ -115,14 +115,13 @@ def from_names(
     # On the CPU, and fit for training, whatever is the default where this is called first.
     with torch.inference_mode(False):
         code_ids = torch.tensor(family.codes.ids(names, num_codes, source), device="cpu")
-    start_id, end_id, row_end_id, separator_id = (names[name] for name in family.control_tokens)
     return ImageVocabulary(
         code_ids=code_ids,
-        size_tag_ids=tuple(names[name] for name in takewhile(names.__contains__, map(family.size_tag, count(1)))),
-        start_id=start_id,
-        end_id=end_id,
-        row_end_id=row_end_id,
-        separator_id=separator_id,
+        size_tag_ids=tuple(names[name] for name in takewhile(names.__contains__, family.size_tags(count(1)))),
+        start_id=names[family.start_token],
+        end_id=names[family.end_token],
+        row_end_id=None if family.row_end_token is None else names[family.row_end_token],
+        separator_id=names[family.separator_token],
         patch_size=patch_size,
         grid_size=family.grid_size,
     )

@@ -70,6 +70,18 @@ def check_nothing_is_wrong(
         )
 
 
+def quantised_mismatches(model: torch.nn.Module) -> list[Mismatch]:
+    """Linear layers whose weights are of another shape than theirs: transformers lets quantised ones pass."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            # bitsandbytes packs weights of four bits and keeps their shape beside them.
+            shape = tuple(getattr(getattr(module.weight, "quant_state", None), "shape", module.weight.shape))
+            if shape != (module.out_features, module.in_features):
+                found.append((f"{name}.weight", shape, (module.out_features, module.in_features)))
+    return found
+
+
 def check_finite(source: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Raise a `ValueError` that lists the weights with NaN or infinite values, if there are any."""
     wrong = [name for name, tensor in tensors if not _is_finite(tensor)]

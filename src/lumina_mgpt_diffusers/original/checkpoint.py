@@ -129,6 +129,12 @@ def plan_shards(
     Raises:
         `ValueError`: If a file cannot be read, or if the names, shapes or types are not those that are needed.
     """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"The weights in {str(weights[0].parent)!r} are quantised (`quantization_config` in the configuration) but"
+            " only plain ones can be converted. `LuminaMGPTPipeline.from_pretrained` loads them as they are, and"
+            " `save_pretrained` writes what it has loaded."
+        )
     heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
     found, shards = {}, []
     for path in weights:

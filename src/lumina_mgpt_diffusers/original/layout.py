@@ -224,7 +224,7 @@ def make_scheduler(
     Returns:
         [`LuminaMGPTScheduler`]: Of the family's default base size, with a warning, if nothing states another.
     """
-    base_size = base_size or config.get("base_size") or base_size_from_name(checkpoint)
+    base_size = base_size or config.get("base_size") or family.fixed_side or base_size_from_name(checkpoint)
     if base_size is not None:
         return LuminaMGPTScheduler(**{**family.sampler, "resolution": base_size})
     logger.warning(
@@ -268,7 +268,7 @@ def pipeline_config(
     missing = [name for name in family.control_tokens if name not in vocabulary]
     if missing:
         raise ValueError(f"The tokenizer is not that of a {family.title} checkpoint: it has no {missing[0]!r}.")
-    needed = {*family.control_tokens, "<image>", *map(family.size_tag, range(200))}
+    needed = {*family.control_tokens, "<image>", *family.size_tags(range(200))}
     return checked_config(
         {
             **config,

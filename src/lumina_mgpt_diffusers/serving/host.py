@@ -113,7 +113,7 @@ class EngineHost:
         vocabulary, base_size = self.pipe.image_vocabulary, self.pipe.scheduler.config.resolution
         grammar = Grammar(vocabulary, base_size)
         if self.pipe.tokenizer is not None:
-            grammar = Grammar.from_tokenizer(self.pipe.tokenizer, vocabulary, base_size)
+            grammar = Grammar.from_tokenizer(self.pipe.tokenizer, vocabulary, base_size, self.pipe.can_draw)
         self._new_engine = functools.partial(
             Engine,
             self.pipe.transformer,

@@ -6,6 +6,7 @@ Which family a checkpoint is of is stated in the configuration of its transforme
 write, or else follows from the names in its vocabulary.
 """
 
+from .chameleon import CHAMELEON
 from .description import CodeTokens, ModelFamily
 from .lumina_mgpt import LUMINA_MGPT
 from .lumina_mgpt_2 import LUMINA_MGPT_2
@@ -13,6 +14,7 @@ from .registry import as_family, families, find_family, register_family
 
 
 __all__ = [
+    "CHAMELEON",
     "CodeTokens",
     "LUMINA_MGPT",
     "LUMINA_MGPT_2",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,9 +108,12 @@ class ModelFamily:
         title (`str`): What people call it.
         codes ([`CodeTokens`]): Where the VQ codes are in the vocabulary.
         start_token, end_token, row_end_token, separator_token (`str`):
-            Names of the tokens that open and close an image, close a row of codes, and close a turn.
-        size_tag_token (`str`): Name of the token that says the length of a side, with `{number}` for `first_size_tag`
-            plus the number of grids, such as `"<reserved{number:05d}>"`.
+            Names of the tokens that open and close an image, close a row of codes, and close a turn. `row_end_token`
+            is None where rows of codes follow one another without a token between them.
+        size_tag_token (`str`, *optional*): Name of the token that says the length of a side, with `{number}` for
+            `first_size_tag` plus the number of grids, such as `"<reserved{number:05d}>"`. None where all images are
+            squares of one grid, without tags: such a family is not told by the names of a vocabulary, a checkpoint of
+            it has to be stated to be one.
         first_size_tag (`int`, defaults to 0): The number in the name of the tag of no grid.
         grid_size (`int`, defaults to 32): Pixels that one step of a size tag stands for.
         first_token (`str`, *optional*):
@@ -121,6 +124,11 @@ class ModelFamily:
         original_eos_token (`str`, *optional*): The `eos_token` of the original's tokenizer files, if they do not make
             it the first token.
         text_to_image (`str`): The human turn of text to image, with `{width}`, `{height}` and `{prompt}`.
+        guides_from_first_token (`bool`, defaults to `False`):
+            Whether the unconditional branch of guidance sees the first token of sequences before the image.
+        may_be_masked (`bool`, defaults to `False`):
+            Whether there are checkpoints that cannot draw, since the rows of their output layer that score codes are
+            masked. They are looked for before something is drawn.
         multiview (`str`, *optional*): That of views of an object, with `{num_views}` too.
         caption (`str`, *optional*): The human turn that asks for a description, with `<|image|>`.
         tasks (`dict[str, Task]`): What can be made of images, by name.
@@ -144,9 +152,9 @@ class ModelFamily:
     codes: CodeTokens
     start_token: str
     end_token: str
-    row_end_token: str
+    row_end_token: str | None
     separator_token: str
-    size_tag_token: str
+    size_tag_token: str | None
     text_to_image: str
     first_size_tag: int = 0
     grid_size: int = GRID_SIZE
@@ -154,6 +162,8 @@ class ModelFamily:
     pad_token: str | None = None
     eos_token: str | None = None
     original_eos_token: str | None = None
+    guides_from_first_token: bool = False
+    may_be_masked: bool = False
     multiview: str | None = None
     caption: str | None = None
     tasks: dict[str, Task] = field(default_factory=dict)
@@ -177,15 +187,30 @@ class ModelFamily:
                 f"`grid_size` has to be a multiple of the `stride` {self.stride} of the VQ model but is"
                 f" {self.grid_size}."
             )
-        if self.size_tag(1) == self.size_tag(2):
+        if self.size_tag_token is None and self.base_size != self.grid_size:
+            raise ValueError(
+                f"Without a `size_tag_token` all images are of the `grid_size` {self.grid_size}, which `base_size` has"
+                f" to be too but is {self.base_size}."
+            )
+        if self.size_tag_token is not None and self.size_tag(1) == self.size_tag(2):
             raise ValueError(f"`size_tag_token` has to hold {{number}} but is {self.size_tag_token!r}.")
         if self.base_size % self.grid_size:
             raise ValueError(f"`base_size` has to be a multiple of {self.grid_size} but is {self.base_size}.")
 
     @property
-    def control_tokens(self) -> tuple[str, str, str, str]:
-        """Names of the tokens of start, end, row end and separator."""
-        return self.start_token, self.end_token, self.row_end_token, self.separator_token
+    def control_tokens(self) -> tuple[str, ...]:
+        """Names of the tokens of start, end, row end, if there is one, and separator."""
+        names = (self.start_token, self.end_token, self.row_end_token, self.separator_token)
+        return tuple(name for name in names if name is not None)
+
+    @property
+    def fixed_side(self) -> int | None:
+        """Side of all images in pixels, None where size tags say it."""
+        return self.grid_size if self.size_tag_token is None else None
+
+    def size_tags(self, numbers: Iterable[int]) -> Iterable[str]:
+        """Names of the tokens that say that a side is so many grids long, none if there are no such tokens."""
+        return () if self.size_tag_token is None else map(self.size_tag, numbers)
 
     def size_tag(self, num_grids: int) -> str:
         """Name of the token that says that a side of an image is so many grids long."""
@@ -193,6 +218,8 @@ class ModelFamily:
 
     def is_in(self, names: Container[str]) -> bool:
         """Whether the names are those of a vocabulary of this family."""
+        if self.size_tag_token is None:
+            return False
         return all(name in names for name in (*self.control_tokens, self.size_tag(1))) and self.codes.is_in(names)
 
     def text_to_image_prompt(self, prompt: str, height: int, width: int) -> str:

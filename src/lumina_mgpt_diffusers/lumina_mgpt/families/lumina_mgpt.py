@@ -37,7 +37,7 @@ LUMINA_MGPT = ModelFamily(
             top_k=2000,
         ),
     },
-    released_names={r"Lumina-mGPT-\d+B-(\d+)(?:-Omni)?": None},
+    released_names={r"Lumina-mGPT-\d+B-(\d+)(?:-Omni|-MultiImage)?(?:-bnb-int4)?": None},
     tokenizer_repository="Alpha-VLLM/Lumina-mGPT-7B-768",
     card={
         "license": "other",

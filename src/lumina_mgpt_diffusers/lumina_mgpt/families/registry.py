@@ -8,12 +8,13 @@ from collections.abc import Container
 from transformers import ChameleonConfig
 
 from ..validation import shown
+from .chameleon import CHAMELEON
 from .description import ModelFamily
 from .lumina_mgpt import LUMINA_MGPT
 from .lumina_mgpt_2 import LUMINA_MGPT_2
 
 
-_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (LUMINA_MGPT, LUMINA_MGPT_2)}
+_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (LUMINA_MGPT, LUMINA_MGPT_2, CHAMELEON)}
 
 
 def families() -> dict[str, ModelFamily]:
