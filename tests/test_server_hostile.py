@@ -175,10 +175,10 @@ def test_a_reader_that_never_reads_is_let_go(trained_pipe):
         while not server.host.num_finished:
             assert time.monotonic() < end
             time.sleep(0.02)
-        while server.server.server_state.connections:
+        # The engine lets the rows of whoever left go at its next step.
+        while server.server.server_state.connections or server.host._held:
             assert time.monotonic() < end
             time.sleep(0.02)
-        assert not server.host._held
 
 
 @pytest.mark.slow
