@@ -198,3 +198,14 @@ def test_the_judge_refuses_what_was_not_asked_for():
     assert is_right(case, detect(render(Scene(128, 128, "sand", (ball,)))))
     assert not is_right(case, detect(render(Scene(128, 128, "sand", (ball, star)))))
     assert not is_right(case, detect(render(Scene(128, 128, "sand", ()))))
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 128), (192, 192), (96, 288)])
+def test_objects_stand_on_the_lattice_in_sizes_that_are_its_multiples(size):
+    from world import LATTICE, draw_scene, unit_of
+
+    for index in range(60):
+        for thing in draw_scene("train", index, *size).things:
+            assert all(edge % LATTICE == 0 for edge in thing.foot)
+            assert thing.unit == unit_of(thing.size, *size)
+            assert thing.unit % LATTICE == 0

@@ -50,6 +50,17 @@ def close(first, second, tolerance: float) -> bool:
     return all(torch.allclose(first[name], second[name], rtol=0, atol=tolerance) for name in first)
 
 
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(saved_folder, photos, tmp_path):
+    losses = []
+    for name in ("plain", "compiled"):
+        fine_tune(short_run(saved_folder, photos, tmp_path / name, compile=name == "compiled", dropout=0.0))
+        state = json.loads((tmp_path / name / "checkpoint-4" / "trainer_state.json").read_text())
+        losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert losses[0] and np.allclose(*np.array(losses, dtype=float), rtol=1e-3)
+
+
 def test_a_run_gives_a_pipeline_with_other_weights(finished, saved_folder):
     pipe = LuminaMGPTPipeline.from_pretrained(finished / "pipeline")
     assert type(pipe.transformer).__name__ == "LuminaMGPTTransformer"

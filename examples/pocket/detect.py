@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 from shapes import PIXELS_PER_UNIT, SHAPES, Layer, place, sprite
-from world import COLOURS, FLOORS, SIZES, TEXTURES, Scene, Thing, full_unit, render, thing_light, to_light, to_screen
+from world import COLOURS, FLOORS, TEXTURES, Scene, Thing, render, thing_light, to_light, to_screen, unit_of
 
 
 LEAST_OVERLAP = 0.72
@@ -146,26 +146,30 @@ def detect(pixels: np.ndarray) -> Reading:
     level = np.log(np.median(to_light((floor * 255).astype(np.uint8)).reshape(-1, 3), axis=0) + 0.01)
     name = list(FLOORS)[int(np.abs(np.log(_floor_levels() + 0.01) - level).sum(axis=-1).argmin())]
     labels, count = ndimage.label(ndimage.binary_dilation(mask), np.ones((3, 3)))
-    full = full_unit(height, width)
+    units = unit_of("small", height, width), unit_of("large", height, width)
+    small, full = units
     areas = [mask & (labels == index) for index in range(1, count + 1)]
     areas = [area for area in areas if area.sum() >= (0.1 * full) ** 2]
-    found = [_recognise(values, area, full) for area in areas]
-    _join_parts(values, areas, found, full)
-    least_area = (0.35 * SIZES["small"] * full) ** 2
+    found = [_recognise(values, area, units) for area in areas]
+    _join_parts(values, areas, found, units)
+    least_area = (0.35 * small) ** 2
     return Reading(name, tuple(thing for thing, area in zip(found, areas) if area.sum() >= least_area))
 
 
-def _join_parts(values: np.ndarray, areas: list[np.ndarray], found: list[Detection], full: float) -> None:
+def _join_parts(
+    values: np.ndarray, areas: list[np.ndarray], found: list[Detection], units: tuple[float, float]
+) -> None:
     """Join areas that make a better object together, such as the bands of a striped one, in place."""
+    full = units[1]
     pairs = [(one, other) for one in range(len(areas)) for other in range(one)]
     while pairs:
         one, other = pairs.pop()
         a, b = found[one].box, found[other].box
         gap = max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
         extent = max(max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1]))
-        if gap > 0.25 * full or extent > 1.4 * full:
+        if gap > 0.32 * full or extent > 1.4 * full:
             continue
-        joint = _recognise(values, areas[one] | areas[other], full)
+        joint = _recognise(values, areas[one] | areas[other], units)
         if joint.cost < max(found[one].cost, found[other].cost):
             areas[other] |= areas[one]
             found[other] = joint
@@ -274,11 +278,11 @@ def _climb(values: np.ndarray, area: np.ndarray, best: _Explanation, colour: str
     return best
 
 
-def _recognise(values: np.ndarray, area: np.ndarray, full: float) -> Detection:
+def _recognise(values: np.ndarray, area: np.ndarray, units: tuple[float, float]) -> Detection:
     y, x = np.nonzero(area)
     box = (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1)
     # The object may reach beyond the area, with marks that look like the floor.
-    margin = int(0.25 * full)
+    margin = int(0.25 * units[1])
     left, top = (max(edge - margin, 0) for edge in box[:2])
     values = values[top : box[3] + margin, left : box[2] + margin]
     area = area[top : box[3] + margin, left : box[2] + margin]
@@ -295,7 +299,7 @@ def _recognise(values: np.ndarray, area: np.ndarray, full: float) -> Detection:
         shape=fit.shape if known else None,
         colour=colour if known else None,
         texture=TEXTURES[fit.texture],
-        size="small" if fit.unit / full < np.sqrt(SIZES["small"]) else "large",
+        size="small" if fit.unit < np.sqrt(units[0] * units[1]) else "large",
         box=box,
         foot=(fit.foot[0] + left, fit.foot[1] + top),
         unit=fit.unit,

@@ -7,7 +7,7 @@ set -euo pipefail
 
 WORK=pocket_work  # the recipes name it too; make it a link to put it elsewhere
 PYTHON=${PYTHON:-python}
-VQ_STEPS=${VQ_STEPS:-40000}
+VQ_STEPS=${VQ_STEPS:-16500}
 SAMPLES=${SAMPLES:-300000}       # scenes of text to image for each stage
 TASK_SAMPLES=${TASK_SAMPLES:-40000}  # scenes of each other task
 POCKET=examples/pocket

@@ -87,8 +87,9 @@ def draw_example(task: str, split: str, index: int, base_size: int) -> Example:
     random = np.random.default_rng(seed)
     height, width = draw_size(random, base_size)
     # Some scenes are for counting: all of one kind.
-    same = random.random() < 0.15
-    num_things = int(random.integers(2, min(most_things(height, width), 4) + 1)) if same else None
+    most = most_things(height, width)
+    same = most > 1 and random.random() < 0.15
+    num_things = int(random.integers(2, min(most, 4) + 1)) if same else None
     scene = draw_scene(split, index, height, width, num_things, same)
     return EXAMPLES[task](scene, random, split)
 

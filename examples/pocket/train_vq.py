@@ -7,7 +7,7 @@ Train the VQ model of the pocket model, a `diffusers.VQModel` of the released st
 Pictures are rendered as they are needed, a batch from its number alone, so that a run that was stopped goes on from
 its last checkpoint as if it had not been. First the autoencoder alone is trained; then k-means over its latents makes
 the codebook, which from there on follows the latents as moving averages, while codes that nothing uses start again at
-a latent of the batch.
+a latent of the batch. After `--free_steps`, when pictures begin where codes do, k-means makes it once more.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from maps import boxes_picture, depth_picture, normals_picture, segmentation_picture
-from world import Scene, draw_scene, measure, render
+from world import LATTICE, Scene, draw_scene, measure, render
 
 
 KINDS = ("picture", "depth", "normals", "segmentation", "boxes")
-SIZES = (96, 128, 160, 192)
+SIDES = (96, 128, 160, 192)
 
 CHECKPOINT_PREFIX = "checkpoint_"  # accelerate's
 COMPLETE = "complete"
@@ -92,19 +92,23 @@ def picture_of(scene: Scene, kind: str) -> np.ndarray:
     return depth_picture(maps) if kind == "depth" else normals_picture(maps)
 
 
-def draw_batch(seed: int, step: int, batch_size: int, crop: int) -> torch.Tensor:
-    """Pictures in [-1, 1], `(batch_size, 3, crop, crop)`. Those of a larger scene are cropped near an object."""
+def draw_batch(seed: int, step: int, batch_size: int, crop: int, lattice: int) -> torch.Tensor:
+    """
+    Pictures in [-1, 1], `(batch_size, 3, crop, crop)`. Those of a larger scene are cropped near an object, at columns
+    and rows that are multiples of `lattice`.
+    """
     random = np.random.default_rng([seed, step])
     pictures = []
     for place in range(batch_size):
         index = 10_000_000 + step * batch_size + place
-        side = max(int(random.choice(SIZES)), crop)
+        side = max(int(random.choice(SIDES)), crop)
         kind = KINDS[random.choice(len(KINDS), p=[0.72, 0.08, 0.08, 0.07, 0.05])]
         scene = draw_scene("train", index, side, side)
         pixels = picture_of(scene, kind)
         if side > crop:
             x, y = scene.things[random.integers(len(scene.things))].middle
-            left, top = (int(np.clip(middle - crop * random.uniform(0.1, 0.9), 0, side - crop)) for middle in (x, y))
+            offsets = (np.clip(middle - crop * random.uniform(0.1, 0.9), 0, side - crop) for middle in (x, y))
+            left, top = (round(offset / lattice) * lattice for offset in offsets)
             pixels = pixels[top : top + crop, left : left + crop]
         pictures.append(pixels)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -112,9 +116,10 @@ def draw_batch(seed: int, step: int, batch_size: int, crop: int) -> torch.Tensor
 
 def draw_step(args: argparse.Namespace, step: int) -> torch.Tensor:
     """The pictures of a step: crops, or now and then whole scenes."""
+    lattice = 1 if step < args.free_steps else LATTICE
     if step % args.whole_every == 0:
-        return draw_batch(args.seed, step, max(args.train_batch_size // 2, 1), 96)
-    return draw_batch(args.seed, step, args.train_batch_size, args.crop)
+        return draw_batch(args.seed, step, max(args.train_batch_size // 2, 1), 96, lattice)
+    return draw_batch(args.seed, step, args.train_batch_size, args.crop, lattice)
 
 
 def flatten(latents: torch.Tensor) -> torch.Tensor:
@@ -126,8 +131,8 @@ def flatten(latents: torch.Tensor) -> torch.Tensor:
 def collect_latents(
     vqvae: VQModel, args: argparse.Namespace, step: int, device: torch.device, num_batches: int = 150
 ) -> torch.Tensor:
-    """What the encoder makes of the pictures of the steps before."""
-    steps = range(max(step - num_batches, 0), step)
+    """What the encoder makes of the pictures of the steps to come."""
+    steps = range(step, step + num_batches)
     return torch.cat([flatten(vqvae.encode(draw_step(args, one).to(device)).latents.float()) for one in steps])
 
 
@@ -198,7 +203,7 @@ def evaluate(vqvae: VQModel, num_images: int) -> dict[str, float]:
     """PSNR in dB on scenes that training never shows, by kind and size, and how the codebook is used."""
     vqvae.eval()
     figures, used = {}, []
-    cases = [("picture", side, split) for side in SIZES for split in ("test", "held_out")]
+    cases = [("picture", side, split) for side in SIDES for split in ("test", "held_out")]
     cases += [(kind, 128, "test") for kind in KINDS[1:]]
     for kind, side, split in cases:
         pixels = np.stack([picture_of(draw_scene(split, index, side, side), kind) for index in range(num_images)])
@@ -233,8 +238,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the VQ model, its log and checkpoints")
     parser.add_argument("--num_codes", type=int, default=1024)
     parser.add_argument("--widths", type=int, nargs=5, default=(16, 32, 48, 64, 80), help="channels of each level")
-    parser.add_argument("--max_train_steps", type=int, default=20_000)
+    parser.add_argument("--max_train_steps", type=int, default=16_500)
     parser.add_argument("--plain_steps", type=int, default=1500, help="steps before there is a codebook")
+    parser.add_argument(
+        "--free_steps",
+        type=int,
+        default=11_500,
+        help="steps with crops from anywhere, before they begin where codes do",
+    )
     parser.add_argument("--crop", type=int, default=64, help="side of the training pictures, a multiple of 16")
     parser.add_argument("--whole_every", type=int, default=4, help="steps from one batch of whole scenes to the next")
     parser.add_argument("--train_batch_size", type=int, default=16)
@@ -276,7 +287,7 @@ def main() -> None:
 
     began, losses = time.perf_counter(), []
     while step < args.max_train_steps:
-        if step == args.plain_steps:
+        if step in (args.plain_steps, args.free_steps):
             codebook.start(collect_latents(vqvae, args, step, accelerator.device))
         images = draw_step(args, step).to(accelerator.device)
         with accelerator.autocast():

@@ -38,7 +38,14 @@ FLOORS: dict[str, tuple[float, float, float]] = {
 
 TEXTURES = ("plain", "striped", "spotted")
 
-SIZES: dict[str, float] = {"small": 0.68, "large": 1.0}
+SIZES = ("small", "large")
+
+LATTICE = 8
+"""Objects stand where columns and rows are multiples of this, half the stride of the VQ model: an object of a kind
+meets the grid of codes in four ways and no more."""
+
+LIGHTS = ((0.2, 0.2), (0.5, 0.15), (0.35, 0.45))
+"""Where a floor may be brightest, as parts of width and height."""
 
 HELD_OUT = frozenset((shape, list(COLOURS)[(3 * index + 2) % 8]) for index, shape in enumerate(SHAPES))
 """Pairs of shape and colour that training never shows, one for every shape and every colour."""
@@ -93,23 +100,28 @@ class Scene:
         height (`int`), width (`int`): Size in pixels.
         floor (`str`): Name of the floor.
         things (`tuple[Thing, ...]`): The objects, which do not touch or hide each other.
-        light (`tuple[float, float]`): Where the floor is brightest, as parts of width and height.
+        light (`tuple[float, float]`): Where the floor is brightest, one of `LIGHTS`.
     """
 
     height: int
     width: int
     floor: str
     things: tuple[Thing, ...]
-    light: tuple[float, float] = (0.3, 0.3)
+    light: tuple[float, float] = LIGHTS[0]
 
 
-def full_unit(height: int, width: int) -> float:
-    """Pixels per unit of a large object: it grows more slowly than the picture, so that larger ones hold more."""
-    return min(43.0 * (np.sqrt(height * width) / 96) ** 0.7, 0.88 * min(height, width))
+def unit_of(size: str, height: int, width: int) -> float:
+    """
+    Pixels per unit of an object of some size: one of a few multiples of `LATTICE`, which grows more slowly than the
+    picture, so that larger ones hold more.
+    """
+    steps = 4 + 2 * SIZES.index(size) + 2 * (height * width >= 150**2)
+    return min(LATTICE * steps, 0.75 * min(height, width))
 
 
 def most_things(height: int, width: int) -> int:
-    return 3 if height * width < 110**2 else 4 if height * width < 160**2 else 5
+    area = height * width
+    return 1 if area < 80**2 else 3 if area < 110**2 else 4 if area < 160**2 else 5
 
 
 def random_generator(split: str, index: int) -> np.random.Generator:
@@ -139,7 +151,7 @@ def draw_thing(random: np.random.Generator, split: str, height: int, width: int)
 
 def put(random: np.random.Generator, thing: Thing, height: int, width: int) -> Thing:
     """The same object at another place that is wholly inside the picture."""
-    unit = full_unit(height, width) * SIZES[thing.size] * random.uniform(0.94, 1.06)
+    unit = unit_of(thing.size, height, width)
     left, right, bottom, top = (edge * unit for edge in sprite(thing.shape).box)
     margin = 0.03 * min(height, width)
     x = _between(random, margin - left, width - margin - right)
@@ -148,7 +160,8 @@ def put(random: np.random.Generator, thing: Thing, height: int, width: int) -> T
 
 
 def _between(random: np.random.Generator, low: float, high: float) -> float:
-    return random.uniform(low, high) if low < high else (low + high) / 2
+    first, last = int(np.ceil(low / LATTICE)), int(np.floor(high / LATTICE))
+    return LATTICE * float(random.integers(first, last + 1)) if first <= last else (low + high) / 2
 
 
 def gap(one: Thing, other: Thing) -> float:
@@ -178,14 +191,14 @@ def draw_scene(
     most = most_things(height, width)
     count = num_things or int(random.choice(most, p=_COUNT_ODDS[most])) + 1
     floor = list(FLOORS)[random.integers(len(FLOORS))]
-    light = (random.uniform(0.15, 0.5), random.uniform(0.1, 0.5))
+    light = LIGHTS[random.integers(len(LIGHTS))]
     while True:
         things: list[Thing] = []
         for _ in range(60 * count):
             thing = draw_thing(random, split, height, width)
             if same and things:
                 thing = put(random, replace(things[0]), height, width)
-            elif same and count > 2:
+            elif same and (count > 2 or most < 4):
                 thing = put(random, replace(thing, size="small"), height, width)
             if fits(thing, things, height, width):
                 things.append(thing)
@@ -194,7 +207,7 @@ def draw_scene(
         count = max(count - 1, 1) if num_things is None else count
 
 
-_COUNT_ODDS = {3: [0.45, 0.35, 0.2], 4: [0.35, 0.3, 0.2, 0.15], 5: [0.3, 0.28, 0.18, 0.14, 0.1]}
+_COUNT_ODDS = {1: [1.0], 3: [0.45, 0.35, 0.2], 4: [0.35, 0.3, 0.2, 0.15], 5: [0.3, 0.28, 0.18, 0.14, 0.1]}
 
 
 # Pictures

@@ -82,6 +82,9 @@ def fine_tune(arguments: FineTuningArguments) -> Path:
     default_attention = PACKED_SDPA if arguments.packing else "sdpa"
     transformer.set_attn_implementation(arguments.attn_implementation or default_attention)
     model = add_adapter(transformer, arguments) if of_adapter else transformer
+    if arguments.compile:
+        for layer in transformer.model.layers:
+            layer.compile(dynamic=True)
 
     batches = len(data) if arguments.packing else -(-len(data) // arguments.train_batch_size)
     steps = -(-batches // (state.num_processes * arguments.gradient_accumulation_steps))
