@@ -274,6 +274,16 @@ def test_given_places_are_kept_and_count_as_confirmed(scheduler, logits, sample)
     assert (output.num_accepted >= 3).all()
 
 
+def test_a_window_by_itself_is_sampled_as_in_its_image(scheduler, logits, sample):
+    window = logits.shape[1]
+    given = torch.zeros_like(sample, dtype=torch.bool)
+    given[0, 1] = True
+    whole = scheduler.step(logits, 0, sample, given=given, temperature=0)
+    alone = scheduler.step(logits, 0, sample[:, :window], given=given[:, :window], temperature=0)
+    assert torch.equal(alone.prev_sample, whole.prev_sample[:, :window])
+    assert torch.equal(alone.num_accepted, whole.num_accepted)
+
+
 def test_places_past_the_end_are_ignored(scheduler, logits, sample):
     output = scheduler.step(logits, 8, sample, temperature=0)
     assert torch.equal(output.prev_sample[:, 8:], logits[:, :2].argmax(-1))
