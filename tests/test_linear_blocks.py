@@ -33,9 +33,10 @@ def products(layer: nn.Module, rows: torch.Tensor, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("num_inputs, num_outputs", [(64, 96), (256, 256), (704, 256), (1024, 512)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_the_same_bits_among_any_number_of_rows(num_inputs, num_outputs, dtype, has_bias):
-    generator = torch.Generator().manual_seed(1)
     layer = nn.Linear(num_inputs, num_outputs, bias=has_bias, dtype=dtype)
-    rows = torch.randn(330, num_inputs, generator=generator).to(dtype)
+    # Of other rows a difference is seen in one of thousands of elements.
+    rows, weight = linear_blocks.cancelling_product(330, num_outputs, num_inputs, dtype)
+    layer.weight.copy_(weight)
     expected = products(layer, rows, 11)
     with LinearBlocks():
         for size in (33, 48, 110, 256, 330):
@@ -49,7 +50,7 @@ def test_blocks_where_the_kernels_differ(monkeypatch, calls, agree):
     monkeypatch.setattr(linear_blocks, "_kernels_agree", lambda *shape: agree)
     rows, weight = torch.randn(2, 50, 16).bfloat16(), torch.randn(8, 16).bfloat16()
     assert linear_blocks.linear_in_blocks(rows, weight).shape == (2, 50, 8)
-    assert calls == ([100] if agree else [32, 32, 32, 4])
+    assert calls == ([100] if agree else [25, 25, 25, 25])
     calls.clear()
     linear_blocks.linear_in_blocks(rows[:, :16], weight)
     assert calls == [BLOCK_ROWS]
@@ -62,7 +63,7 @@ def test_what_cannot_be_tried_goes_in_blocks(monkeypatch, calls):
     linear_blocks.linear_in_blocks(rows, weight, torch.zeros(8).bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         linear_blocks.linear_in_blocks(rows, weight)
-    assert calls == [32, 8] * 2
+    assert calls == [20, 20] * 2
 
 
 @torch.no_grad()

@@ -41,7 +41,9 @@ def linear_in_blocks(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
 
 
 def _in_blocks(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return torch.cat([F.linear(block, weight, bias) for block in rows.split(BLOCK_ROWS)])
+    # Of about one size: a single row is other code in float16.
+    blocks = rows.tensor_split(-(-len(rows) // BLOCK_ROWS))
+    return torch.cat([F.linear(block, weight, bias) for block in blocks])
 
 
 def _is_alike(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -58,9 +60,31 @@ def _is_alike(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 @functools.cache
 def _kernels_agree(num_rows: int, num_outputs: int, num_inputs: int, dtype: torch.dtype, num_threads: int) -> bool:
     """Whether a product of this shape has the bits of its blocks: tried once on this machine."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    numbers = torch.randn(num_inputs + max(num_rows, num_outputs), generator=generator, device="cpu").to(dtype)
-    # Rows that are shifted ones of each other are as good as independent ones, and made at the speed of a copy.
-    windows = numbers.unfold(0, num_inputs, 1)
-    weight, rows = windows[:num_outputs].contiguous(), windows[:num_rows].flip(0).contiguous()
+    rows, weight = cancelling_product(num_rows, num_outputs, num_inputs, dtype)
     return torch.equal(F.linear(rows, weight), _in_blocks(rows, weight))
+
+
+def cancelling_product(
+    num_rows: int, num_outputs: int, num_inputs: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Rows and a weight whose products are 0 but for how they are rounded, so that one more way of rounding is seen.
+
+    Args:
+        num_rows (`int`), num_outputs (`int`), num_inputs (`int`): The shape of the product.
+        dtype (`torch.dtype`): Type of both.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Of shapes `(num_rows, num_inputs)` and `(num_outputs, num_inputs)`.
+    """
+    half = num_inputs // 2
+    generator = torch.Generator("cpu").manual_seed(0)
+    numbers = torch.randn(half + max(num_rows, num_outputs), generator=generator, device="cpu").to(dtype)
+    order = torch.randperm(half, generator=generator, device="cpu")
+    # Rows that are shifted ones of each other are as good as independent ones, and made at the speed of a copy.
+    windows = numbers.unfold(0, half, 1)
+    rows, weight = windows[:num_rows].flip(0), windows[:num_outputs]
+    return tuple(
+        F.pad(torch.cat([first, second[:, order]], dim=1), (0, num_inputs % 2))
+        for first, second in ((rows, -rows), (weight, weight))
+    )

@@ -17,8 +17,8 @@ SLOT_SDPA = "slot_sdpa"
 # On CPUs, kernels for one query, on some for two, round otherwise than those for more.
 LEAST_QUERIES = 4
 
-# Heads that share keys are taken for queries of one head up to so many, of which the kernels make one block.
-MOST_SHARED_QUERIES = 32
+# Heads that share keys are taken for queries of one head up to so many: kernels take more in larger blocks.
+MOST_SHARED_QUERIES = 128
 
 
 def slot_mask(visible: torch.BoolTensor) -> torch.Tensor:
