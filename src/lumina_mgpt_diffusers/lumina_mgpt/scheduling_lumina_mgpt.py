@@ -196,8 +196,8 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             choose.
         batch_invariant (`bool`, *optional*):
             Whether bfloat16 and float16 images may not depend on drafts and batch either, which holds where all
-            forwards have shapes whose kernels round alike. By default that is so on CPUs; on GPUs it costs the larger
-            part of what batches and drafts gain.
+            forwards have shapes whose kernels round alike. By default they have them on CPUs, for bfloat16; on GPUs
+            that costs the larger part of what batches and drafts gain.
         guidance_schedule (`str`, defaults to `"constant"`):
             `"decay"` lets the scale fall over an image as the original code of Lumina-mGPT 2.0 does, for comparison
             with it, see [`decayed_scale`]: to 4, which it starts from at least.
