@@ -233,19 +233,22 @@ def test_shapes_of_forwards():
         assert shapes.is_canonical and shapes.max_window == 32
 
 
-@pytest.mark.parametrize("is_quantised", [False, True])
-def test_a_batch_in_bfloat16_takes_one_forward(bfloat16_bench, count_forwards, monkeypatch, is_quantised):
+@pytest.mark.parametrize("kind", ["plain", "quantised", "compiled layers"])
+def test_a_batch_in_bfloat16_takes_one_forward(bfloat16_bench, count_forwards, monkeypatch, kind):
     """Unless its linear layers are not those of torch: then forwards have no more tokens than agree."""
     transformer = bfloat16_bench.pipe.transformer
-    if is_quantised:
+    if kind == "quantised":
         monkeypatch.setattr(transformer, "hf_quantizer", object(), raising=False)
+    elif kind == "compiled layers":
+        layer = transformer.model.layers[0]
+        monkeypatch.setattr(layer, "_compiled_call_impl", layer._call_impl)
     kinds = [(index % 4, size, 4.0, 50, 1) for index, size in enumerate(SIZES)]
     engine = bfloat16_bench.engine(7)
     rows = [engine.submit(bfloat16_bench.request(kind)) for kind in kinds]
     engine.step()
     with count_forwards(transformer) as forwards:
         engine.step()
-    assert forwards.rows == ([4, 4, 2] if is_quantised else [10])
+    assert forwards.rows == ([10] if kind == "plain" else [4, 4, 2])
     run(engine)
     assert [result_of(row) for row in rows] == [bfloat16_bench.alone(kind) for kind in kinds]
 

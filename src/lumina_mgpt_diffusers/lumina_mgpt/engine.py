@@ -95,7 +95,8 @@ class Engine:
         self._started = self._busy = self._busy_until_read = 0.0
         self._is_compiled = is_compiled(transformer)
         self._is_recorded = self._is_compiled and device.type in COMPILED_LENGTH_STEP
-        is_plain = not self._is_compiled and getattr(transformer, "hf_quantizer", None) is None
+        is_quantised = getattr(transformer, "hf_quantizer", None) is not None
+        is_plain = not is_quantised and not any(map(is_compiled, transformer.modules()))
         shapes = ForwardShapes.for_device(device, transformer.dtype, config.batch_invariant, is_plain)
         self._tuner = None
         if self.num_draft_tokens == "auto":
