@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import XFormersAttnProcessor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.utils import logging as transformers_logging
 
-from lumina_mgpt_diffusers.lumina_mgpt import attention
+from lumina_mgpt_diffusers.lumina_mgpt import attention, slot_attention
 from lumina_mgpt_diffusers.lumina_mgpt.kv_cache import SlotCache
 
 
@@ -179,6 +179,29 @@ def test_xformers_with_grouped_heads(kernel, is_slots):
     )
     expected = scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(output, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_queries, groups", [(1, 8), (2, 2), (4, 8), (5, 4)])
+def test_heads_that_share_keys_share_them_in_memory(monkeypatch, dtype, num_queries, groups):
+    seen = []
+
+    def spy(query, key, value, *args, **kwargs):
+        seen.append(key)
+        return scaled_dot_product_attention(query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(slot_attention.F, "scaled_dot_product_attention", spy)
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 2 * groups, num_queries, 16, generator=generator).to(dtype)
+    key, value = torch.randn(2, 2, 2, 24, 16, generator=generator).to(dtype)
+    cache = SlotCache(1, 24)
+    cache.positions = torch.tensor([[4], [9]]) + torch.arange(num_queries)
+    mask = slot_attention.slot_mask(cache.visibility())
+    output, _ = slot_attention.slot_sdpa(None, query, key, value, mask, scaling=0.3)
+    assert seen[0].data_ptr() == key.data_ptr() and seen[0].shape == key.shape
+    copies = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    expected, _ = slot_attention.slot_sdpa(None, query, *copies, mask, scaling=0.3)
+    assert torch.equal(output, expected)
 
 
 def test_the_bias_of_xformers_itself():

@@ -3,6 +3,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation
 from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar, Request
 from lumina_mgpt_diffusers.lumina_mgpt.row import Row, SampledImage
+from lumina_mgpt_diffusers.lumina_mgpt.slots import LENGTH_STEP
 from lumina_mgpt_diffusers.lumina_mgpt.windows import ForwardShapes, WindowTuner
 
 
@@ -221,11 +223,34 @@ def test_the_same_codes_in_every_company(wide_pipe, dtype, backend):
 
 def test_shapes_of_forwards():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert not ForwardShapes.for_device(cpu, torch.float32, None).is_canonical
-    assert ForwardShapes.for_device(cpu, torch.bfloat16, None).max_tokens == 32
-    assert not ForwardShapes.for_device(cpu, torch.bfloat16, False).is_canonical
-    assert not ForwardShapes.for_device(cuda, torch.bfloat16, None).is_canonical
-    assert ForwardShapes.for_device(cuda, torch.bfloat16, True).window == 16
+    assert not ForwardShapes.for_device(cpu, torch.float32, None, True).is_canonical
+    assert ForwardShapes.for_device(cpu, torch.bfloat16, None, True) == ForwardShapes(has_blocks=True)
+    assert ForwardShapes.for_device(cpu, torch.bfloat16, None, False) == ForwardShapes(max_tokens=32)
+    assert not ForwardShapes.for_device(cpu, torch.bfloat16, False, True).is_canonical
+    assert not ForwardShapes.for_device(cuda, torch.bfloat16, None, True).is_canonical
+    assert ForwardShapes.for_device(cuda, torch.bfloat16, True, True).window == 16
+    for shapes in (ForwardShapes(has_blocks=True), ForwardShapes(max_tokens=32)):
+        assert shapes.is_canonical and shapes.max_window == 32
+
+
+@pytest.mark.parametrize("kind", ["plain", "quantised", "compiled layers"])
+def test_a_batch_in_bfloat16_takes_one_forward(bfloat16_bench, count_forwards, monkeypatch, kind):
+    """Unless its linear layers are not those of torch: then forwards have no more tokens than agree."""
+    transformer = bfloat16_bench.pipe.transformer
+    if kind == "quantised":
+        monkeypatch.setattr(transformer, "hf_quantizer", object(), raising=False)
+    elif kind == "compiled layers":
+        layer = transformer.model.layers[0]
+        monkeypatch.setattr(layer, "_compiled_call_impl", layer._call_impl)
+    kinds = [(index % 4, size, 4.0, 50, 1) for index, size in enumerate(SIZES)]
+    engine = bfloat16_bench.engine(7)
+    rows = [engine.submit(bfloat16_bench.request(kind)) for kind in kinds]
+    engine.step()
+    with count_forwards(transformer) as forwards:
+        engine.step()
+    assert forwards.rows == ([10] if kind == "plain" else [4, 4, 2])
+    run(engine)
+    assert [result_of(row) for row in rows] == [bfloat16_bench.alone(kind) for kind in kinds]
 
 
 def test_one_shape_for_all_forwards(bench, monkeypatch, count_forwards):
@@ -289,6 +314,22 @@ def test_memory_stays_flat(bench):
         run(engine)
         sizes.append(engine.cache.num_bytes)
     assert len(set(sizes[1:])) == 1 and not engine.rows[1:]
+
+
+def test_a_long_text_is_seldom_given_more_room(bench, monkeypatch):
+    vocabulary, text_ids = bench.vocabulary, bench.grammar.text_ids
+    is_text = (text_ids != vocabulary.start_id) & (text_ids != vocabulary.separator_id)
+    grammar = replace(bench.grammar, text_ids=text_ids[is_text])
+    engine = Engine(bench.pipe.transformer, bench.pipe.scheduler, grammar, torch.device("cpu"), 0)
+    times = []
+    hold = engine._slots.hold
+    monkeypatch.setattr(engine._slots, "hold", lambda *args: times.append(row.num_new_tokens) or hold(*args))
+    row = engine.submit(replace(bench.request((0, None, 1.0, 50, 1)), max_new_tokens=4 * LENGTH_STEP))
+    run(engine)
+    assert row.finish_reason == "length" and len(row.token_ids) == 4 * LENGTH_STEP
+    # Once when it comes, then each time for a step of lengths.
+    assert len(times) in (4, 5)
+    assert {later - earlier for earlier, later in itertools.pairwise(times[1:])} == {LENGTH_STEP}
 
 
 def test_a_row_that_fails_leaves_the_others_alone(bench):

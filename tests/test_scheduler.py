@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt import noise as noise_module
 from lumina_mgpt_diffusers.lumina_mgpt.noise import NoiseStrip, draw_key, gumbel_noise
 from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import SamplingPlaces
 
@@ -274,6 +275,16 @@ def test_given_places_are_kept_and_count_as_confirmed(scheduler, logits, sample)
     assert (output.num_accepted >= 3).all()
 
 
+def test_a_window_by_itself_is_sampled_as_in_its_image(scheduler, logits, sample):
+    window = logits.shape[1]
+    given = torch.zeros_like(sample, dtype=torch.bool)
+    given[0, 1] = True
+    whole = scheduler.step(logits, 0, sample, given=given, temperature=0)
+    alone = scheduler.step(logits, 0, sample[:, :window], given=given[:, :window], temperature=0)
+    assert torch.equal(alone.prev_sample, whole.prev_sample[:, :window])
+    assert torch.equal(alone.num_accepted, whole.num_accepted)
+
+
 def test_places_past_the_end_are_ignored(scheduler, logits, sample):
     output = scheduler.step(logits, 8, sample, temperature=0)
     assert torch.equal(output.prev_sample[:, 8:], logits[:, :2].argmax(-1))
@@ -435,6 +446,19 @@ def test_drafts_do_not_change_a_single_sequence():
     plain = draw_sequences(scheduler, 20_000, 0)
     for num_drafts in (1, 2, 5):
         assert torch.equal(draw_sequences(scheduler, 20_000, num_drafts), plain)
+
+
+def test_a_strip_computes_a_place_once(monkeypatch):
+    computed, compute = [], noise_module._noise_of
+    monkeypatch.setattr(
+        noise_module,
+        "_noise_of",
+        lambda keys, places, codes: computed.append(places.numel()) or compute(keys, places, codes),
+    )
+    strip = NoiseStrip(torch.tensor([[3]]), 50)
+    for first, number in ((0, 8), (8, 1), (1, 8), (9, 2), (3, 8)):
+        strip.read(torch.arange(first, first + number)[None])
+    assert computed == [8, 1, 2]
 
 
 def test_a_strip_gives_the_noise_of_its_places():

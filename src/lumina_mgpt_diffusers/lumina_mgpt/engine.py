@@ -95,7 +95,9 @@ class Engine:
         self._started = self._busy = self._busy_until_read = 0.0
         self._is_compiled = is_compiled(transformer)
         self._is_recorded = self._is_compiled and device.type in COMPILED_LENGTH_STEP
-        shapes = ForwardShapes.for_device(device, transformer.dtype, config.batch_invariant)
+        is_quantised = getattr(transformer, "hf_quantizer", None) is not None
+        is_plain = not is_quantised and not any(map(is_compiled, transformer.modules()))
+        shapes = ForwardShapes.for_device(device, transformer.dtype, config.batch_invariant, is_plain)
         self._tuner = None
         if self.num_draft_tokens == "auto":
             # Short windows are other code than longer ones, once compiled.
@@ -261,18 +263,20 @@ class Engine:
                 # One graph serves any number of rows, and windows of any length but one.
                 for tensor, dim in itertools.product((own_ids, own_positions), (0, 1)):
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)
-            output = self.transformer(
-                input_ids=own_ids,
-                position_ids=own_positions,
-                past_key_values=view,
-                logits_range=slots.logits_range,
-                text_places=(
+            text_places = None
+            if own:
+                text_places = (
                     self._batch.upload([index for index, _ in own]),
                     self._batch.upload([min(row.run(), window - 1) for _, row in own]),
                 )
-                if own
-                else None,
-            )
+            with slots.shapes.context(own_ids.numel()):
+                output = self.transformer(
+                    input_ids=own_ids,
+                    position_ids=own_positions,
+                    past_key_values=view,
+                    logits_range=slots.logits_range,
+                    text_places=text_places,
+                )
             logits.append(output.logits.float())
             token_logits.update((row, output.text_logits[index].float()) for index, (_, row) in enumerate(own))
         codes = torch.cat(logits) if len(logits) > 1 else logits[0]

@@ -37,10 +37,17 @@ def gumbel_noise(keys: torch.LongTensor, places: torch.LongTensor, num_codes: in
     Returns:
         `torch.Tensor` of shape `(..., num_codes)`: float32 noise of the standard Gumbel distribution.
     """
-    words = _mix64(_mix64(keys) + places * _GOLDEN)[..., None]
+    return _noise_of(_mix64(keys), places, _words_of_codes(num_codes, keys.device))
+
+
+def _words_of_codes(num_codes: int, device: torch.device) -> torch.IntTensor:
+    return torch.arange(num_codes, dtype=torch.int32, device=device) * -0x61C88647
+
+
+def _noise_of(mixed_keys: torch.LongTensor, places: torch.LongTensor, codes: torch.IntTensor) -> torch.Tensor:
+    words = _mix64(mixed_keys + places * _GOLDEN)[..., None]
     first, second = words.int(), (words >> 32).int()
-    bits = torch.arange(num_codes, dtype=torch.int32, device=keys.device) * -0x61C88647
-    bits = _round(bits ^ first, 16, 0x7FEB352D).add_(second)
+    bits = _round(codes ^ first, 16, 0x7FEB352D).add_(second)
     bits = _round(bits, 15, -0x7B935975)
     # float32 holds half a step beside 23 bits, so that neither 0 nor 1 comes out.
     uniform = bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
@@ -59,18 +66,18 @@ class NoiseStrip:
     """
 
     def __init__(self, keys: torch.LongTensor, num_codes: int) -> None:
-        self.keys = keys
-        self.num_codes = num_codes
+        self.mixed_keys = _mix64(keys)
+        self.codes = _words_of_codes(num_codes, keys.device)
         self._strip: torch.Tensor | None = None
         self._kept: list[tuple[int, int]] = []
 
     def read(self, places: torch.LongTensor) -> torch.Tensor:
         """The noise `(batch_size, number, num_codes)` of places `(batch_size, number)`, of each image consecutive."""
         number = places.shape[1]
-        if places.device.type != "cpu" or number == 1:
-            return gumbel_noise(self.keys.expand_as(places), places, self.num_codes)
+        if places.device.type != "cpu" or (number == 1 and self._strip is None):
+            return _noise_of(self.mixed_keys, places, self.codes)
         if self._strip is None or self._strip.shape[1] < number:
-            self._strip = torch.empty(len(places), number, self.num_codes, device="cpu")
+            self._strip = torch.empty(len(places), number, len(self.codes), device="cpu")
             self._kept = [(0, 0)] * len(places)
         size = self._strip.shape[1]
         wanted = [(first, first + number) for first in places[:, 0].tolist()]
@@ -81,7 +88,7 @@ class NoiseStrip:
         images, slots = torch.arange(len(places), device="cpu")[:, None], places % size
         if num_new > 0:
             new = places[:, -num_new:]
-            self._strip[images, slots[:, -num_new:]] = gumbel_noise(self.keys.expand_as(new), new, self.num_codes)
+            self._strip[images, slots[:, -num_new:]] = _noise_of(self.mixed_keys, new, self.codes)
             for image, (first, stop) in enumerate(wanted):
                 kept_first, kept_stop = self._kept[image]
                 if kept_first <= first <= kept_stop:

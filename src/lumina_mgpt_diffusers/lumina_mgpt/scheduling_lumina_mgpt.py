@@ -196,8 +196,8 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             choose.
         batch_invariant (`bool`, *optional*):
             Whether bfloat16 and float16 images may not depend on drafts and batch either, which holds where all
-            forwards have shapes whose kernels round alike. By default that is so on CPUs; on GPUs it costs the larger
-            part of what batches and drafts gain.
+            forwards have shapes whose kernels round alike. By default they have them on CPUs, for bfloat16; on GPUs
+            that costs the larger part of what batches and drafts gain.
         guidance_schedule (`str`, defaults to `"constant"`):
             `"decay"` lets the scale fall over an image as the original code of Lumina-mGPT 2.0 does, for comparison
             with it, see [`decayed_scale`]: to 4, which it starts from at least.
@@ -431,11 +431,13 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         batch_size, window, num_codes = model_output.shape
         if len(sample) != batch_size:
             raise ValueError(f"`sample` has {len(sample)} rows but `model_output` has {batch_size}.")
-        if not isinstance(timestep, torch.Tensor):
-            # Filled on the device: a copy from the host would make it wait.
-            timestep = torch.full((), timestep, device=sample.device)
-        first = timestep.to(sample.device).expand(batch_size)
-        slots = first[:, None] + torch.arange(window, device=sample.device)  # (batch_size, window)
+        # A window by itself has no places before or after it.
+        is_window = isinstance(timestep, int) and timestep == 0 and sample.shape[1] == window
+        slots = torch.arange(window, device=sample.device).expand(batch_size, -1)
+        if isinstance(timestep, torch.Tensor):
+            slots = slots + timestep.to(sample.device).expand(batch_size)[:, None]
+        elif timestep:
+            slots = slots + timestep
         if places is None:
             settings = self.settings(temperature=temperature, top_k=top_k)
             places = SamplingPlaces([settings] * batch_size, model_output.device)
@@ -446,15 +448,18 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             keys = self._draw_keys(generator, batch_size).to(model_output.device)
             noise = gumbel_noise(keys[:, None].expand(-1, window), slots, num_codes)
 
-        # Room for the places past the end, so that they need no case of their own.
-        padded = nn.functional.pad(sample, (0, window), value=-1)
-        slots = slots.clamp(max=padded.shape[1] - 1)
-        drafts = padded.gather(1, slots)
+        drafts = sample
+        if not is_window:
+            # Room for the places past the end, so that they need no case of their own.
+            padded = nn.functional.pad(sample, (0, window), value=-1)
+            slots = slots.clamp(max=padded.shape[1] - 1)
+            drafts = padded.gather(1, slots)
+            given = None if given is None else nn.functional.pad(given, (0, window)).gather(1, slots)
         codes = self.choose(model_output.float(), noise, places)
         if given is not None:
-            codes = torch.where(nn.functional.pad(given, (0, window)).gather(1, slots), drafts, codes)
+            codes = torch.where(given, drafts, codes)
         confirmed = (codes == drafts)[:, :-1].long().cumprod(dim=1).sum(dim=1)
-        prev_sample = padded.scatter(1, slots, codes)[:, : sample.shape[1]]
+        prev_sample = codes if is_window else padded.scatter(1, slots, codes)[:, : sample.shape[1]]
 
         if not return_dict:
             return prev_sample, confirmed + 1

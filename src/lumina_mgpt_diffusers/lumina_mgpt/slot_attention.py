@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
@@ -16,6 +17,26 @@ SLOT_SDPA = "slot_sdpa"
 # On CPUs, kernels for one query, on some for two, round otherwise than those for more.
 LEAST_QUERIES = 4
 
+# Heads that share keys are taken for queries of one head up to so many: kernels take more in larger blocks.
+MOST_SHARED_QUERIES = 128
+
+
+def slot_mask(visible: torch.BoolTensor) -> torch.Tensor:
+    """
+    What the queries of a window see, in the form that [`slot_sdpa`] takes; made once for all layers.
+
+    Args:
+        visible (`torch.BoolTensor` of shape `(batch_size, 1, query_length, key_length)`): What each query sees.
+
+    Returns:
+        `torch.Tensor`: The same as scores to be added on CPUs, where the kernels would make them of it in each layer,
+        with the last query once more until there are enough.
+    """
+    if visible.device.type != "cpu":
+        return visible
+    mask = torch.zeros(visible.shape, dtype=torch.float32, device=visible.device).masked_fill(~visible, -torch.inf)
+    return _repeat_last(mask, LEAST_QUERIES)
+
 
 def slot_sdpa(
     module: nn.Module,
@@ -23,6 +44,8 @@ def slot_sdpa(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     r"""
@@ -32,20 +55,37 @@ def slot_sdpa(
         module (`nn.Module`): The attention layer.
         query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`): Queries.
         key, value (`torch.Tensor` of shape `(batch_size, num_kv_heads, key_length, head_dim)`): Keys and values.
-        attention_mask (`torch.Tensor` of shape `(batch_size, 1, query_length, key_length)`, *optional*):
-            What each query sees.
+        attention_mask (`torch.Tensor` of shape `(batch_size, 1, at least query_length, key_length)`, *optional*):
+            What each query sees, a [`slot_mask`] where there is a [`SlotCache`].
+        dropout (`float`, defaults to 0.0): Dropout of the attention weights.
+        scaling (`float`, *optional*): Scale of the scores.
 
     Returns:
         `tuple[torch.Tensor, None]`: Of shape `(batch_size, query_length, num_heads, head_dim)`.
     """
-    length = query.shape[2]
-    if attention_mask is None or length >= LEAST_QUERIES or query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    # The last query once more, until there are enough.
-    queries = torch.arange(LEAST_QUERIES, device=query.device).clamp(max=length - 1)
-    query, attention_mask = query[:, :, queries], attention_mask[:, :, queries]
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    if attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, None, dropout=dropout, scaling=scaling, **kwargs)
+    query = _repeat_last(query, attention_mask.shape[2])
+    if groups > 1 and groups * query.shape[2] <= MOST_SHARED_QUERIES:
+        # Otherwise keys and values would be copied for each head.
+        shared = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
+        attention_mask = attention_mask.repeat(1, 1, groups, 1)
+        output = F.scaled_dot_product_attention(shared, key, value, attention_mask, dropout, scale=scaling)
+        output = output.unflatten(2, (groups, -1)).flatten(1, 2).transpose(1, 2)
+    else:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
     return output[:, :length], None
+
+
+def _repeat_last(states: torch.Tensor, number: int) -> torch.Tensor:
+    """`states` of shape `(batch_size, num_heads, length, size)` with the last one again, until there are so many."""
+    missing = number - states.shape[2]
+    if missing <= 0:
+        return states
+    return torch.cat([states, states[:, :, -1:].expand(-1, -1, missing, -1)], dim=2)
 
 
 AttentionInterface.register(SLOT_SDPA, slot_sdpa)

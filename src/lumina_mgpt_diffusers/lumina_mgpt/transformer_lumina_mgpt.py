@@ -24,7 +24,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbe
 from .attention import XFORMERS, XformersAttentionMixin
 from .kv_cache import SlotCache
 from .lora import LoraTransformerMixin
-from .slot_attention import SLOT_SDPA
+from .slot_attention import SLOT_SDPA, slot_mask
 from .weight_checks import check_config, check_finite, check_nothing_is_wrong, quantised_mismatches
 
 
@@ -337,7 +337,7 @@ class LuminaMGPTTransformer(LoraTransformerMixin, XformersAttentionMixin, Chamel
         if implementation == "eager":
             hidden = torch.finfo(self.dtype).min
             return torch.zeros_like(visible, dtype=self.dtype).masked_fill(~visible, hidden)
-        return visible
+        return slot_mask(visible) if implementation == SLOT_SDPA else visible
 
     def _head(self, hidden_states: torch.Tensor, logits_range: tuple[int, int] | None) -> torch.Tensor:
         head = self.lm_head

@@ -3,17 +3,21 @@
 In which shapes the transformer runs: how many places of how many rows a forward takes.
 
 The number of places decides the speed only, never an image, as far as the kernels give a token the same bits in each
-of the shapes. In float32 they differ by too little to matter. In half precision on CPUs they agree up to 32 tokens
-(beyond that oneDNN takes other kernels on CPUs with AMX), so no forward has more.
+of the shapes. In float32 they differ by too little to matter. In half precision on CPUs they agree up to 32 tokens:
+linear layers take more in blocks, or, where they are compiled or quantised, forwards have no more. Attention is
+computed row by row, so it limits windows to 32 places.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+
+from .linear_blocks import BLOCK_ROWS, LinearBlocks
 
 
 PREFILL_CHUNKS = (256, 32)
@@ -29,13 +33,17 @@ class ForwardShapes:
     Args:
         max_tokens (`int`, *optional*): Most tokens of one forward; more rows take several. None for all at once.
         window (`int`, *optional*): The number of places of every forward, where no other is allowed.
+        has_blocks (`bool`, defaults to `False`): Whether linear layers go over the tokens in blocks.
     """
 
     max_tokens: int | None = None
     window: int | None = None
+    has_blocks: bool = False
 
     @classmethod
-    def for_device(cls, device: torch.device, dtype: torch.dtype, batch_invariant: bool | None) -> ForwardShapes:
+    def for_device(
+        cls, device: torch.device, dtype: torch.dtype, batch_invariant: bool | None, is_plain: bool
+    ) -> ForwardShapes:
         """
         What an image does not depend on.
 
@@ -43,6 +51,7 @@ class ForwardShapes:
             device (`torch.device`): Where the transformer runs.
             dtype (`torch.dtype`): Type that it computes in.
             batch_invariant (`bool`, *optional*): As in [`LuminaMGPTScheduler`].
+            is_plain (`bool`): Whether its linear layers are those of torch, neither compiled nor quantised.
         """
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
@@ -50,17 +59,21 @@ class ForwardShapes:
         if is_exact or batch_invariant is False or (batch_invariant is None and device.type != "cpu"):
             return cls()
         if device.type == "cpu":
-            return cls(max_tokens=32)
+            return cls(has_blocks=True) if is_plain else cls(max_tokens=BLOCK_ROWS)
         # Elsewhere kernels may change with any number of tokens: one shape serves all.
         return cls(max_tokens=32, window=16)
 
     @property
     def is_canonical(self) -> bool:
-        return self.max_tokens is not None
+        return self.has_blocks or self.max_tokens is not None
 
     @property
     def max_window(self) -> int:
-        return self.window or self.max_tokens or MAX_WINDOW
+        return self.window or self.max_tokens or (BLOCK_ROWS if self.has_blocks else MAX_WINDOW)
+
+    def context(self, num_tokens: int) -> AbstractContextManager:
+        """What a forward of so many tokens runs in."""
+        return LinearBlocks() if self.has_blocks and num_tokens > BLOCK_ROWS else nullcontext()
 
     def num_rows(self, window: int) -> int | None:
         """Most rows of one forward."""
