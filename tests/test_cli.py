@@ -18,7 +18,7 @@ import torch
 from conftest import CHECKPOINT, VQGAN
 from omni import arrays
 
-from lumina_mgpt_diffusers import LuminaMGPTPipeline
+from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTPipeline
 from lumina_mgpt_diffusers.cli import main
 from lumina_mgpt_diffusers.cli.serve import read_key
 
@@ -100,6 +100,21 @@ def test_chat(run, tmp_path, monkeypatch, trained_pipe):
     assert answers[0] == "I am a tiny model.\n"
     assert "nothing.png" in answers[2]
     assert len(answers) == 6 and answers[4].strip()
+
+
+def test_a_chat_takes_the_settings_of_the_sampler(run, refuses, tmp_path, monkeypatch, saved_folder):
+    asked = []
+    monkeypatch.setattr(LuminaMGPTChatPipeline, "stream", lambda self, *args, **kwargs: asked.append(kwargs) or [])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    wanted = {"guidance_scale": 2.0, "temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.01}
+    wanted |= {"text_temperature": 0.25, "text_top_k": 3}
+    options = [option for name, value in wanted.items() for option in (f"--{name}", value)]
+    run("chat", "--model", saved_folder, *options, "--max_new_tokens", 4)
+    assert wanted.items() <= asked[0].items() and asked[0]["max_new_tokens"] == 4
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    run("chat", "--model", saved_folder, "--greedy", "--num_draft_tokens", 2)
+    assert asked[1]["temperature"] == asked[1]["text_temperature"] == 0.0 and asked[1]["top_k"] is None
+    assert "`text_temperature`" in refuses("chat", "--model", saved_folder, "--greedy", "--text_temperature", 0.5)
 
 
 def test_convert_there_and_back(run, refuses, tmp_path, random_pipe):
