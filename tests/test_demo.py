@@ -153,13 +153,13 @@ def test_cancelling_frees_the_rows(open_page, host, slow_steps):
     page.locator("#prompt textarea").fill("a cat")
     page.locator("#generate").click()
     page.locator("#images img").first.wait_for()
-    before = host.num_cancelled
+    before = host.counts.num_cancelled
     page.locator("#cancel").click()
     end = time.monotonic() + 2
     while host._held:
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert host.num_cancelled == before + 1
+    assert host.counts.num_cancelled == before + 1
     # And it goes on
     page.locator("#generate").click()
     assert settings_of(page, "#settings")["prompt"] == "a cat"
@@ -185,7 +185,7 @@ def test_visitors_share_the_batch(open_page, host, slow_steps):
     most = 0
     end = time.monotonic() + 60
     while host._held or not most:
-        most = max(most, host.num_running)
+        most = max(most, host.counts.num_running)
         assert time.monotonic() < end
         time.sleep(0.01)
     assert most == 3
