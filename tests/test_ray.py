@@ -16,9 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -27,6 +25,9 @@ import pytest
 
 from lumina_mgpt_diffusers.serving.batch_job import BatchJob
 
+
+# Seconds that a node may take to start, for which a busy machine needs more than the default. Read on import.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 
 ray = pytest.importorskip("ray")
 
@@ -60,26 +61,13 @@ def prompts(tmp_path_factory) -> Path:
     return path
 
 
-def patiently(start: Callable[[], Any]) -> Any:
-    """Starts a node, which Ray gives half a minute: on a busy machine it takes another try."""
-    for _ in range(4):
-        try:
-            return start()
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
-    return start()
-
-
 @pytest.fixture
 def cluster():
     """Two nodes on this machine; a third can be added."""
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 1, "include_dashboard": False}
-    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
-    patiently(lambda: cluster.add_node(num_cpus=2))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=2)
     yield cluster
     cluster.shutdown()
 
@@ -149,7 +137,7 @@ def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, sav
             driver.wait()
         elif kind == "node":
             cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-            patiently(lambda: cluster.add_node(num_cpus=2))
+            cluster.add_node(num_cpus=2)
         else:
             victims = processes("ray::" + ("MapWorker" if kind == "actor" else "")) or processes("ray::")
             if not victims:
@@ -176,7 +164,7 @@ def replicas(saved_folder):
 
     # Ray starts as many processes as there are CPUs before there is any work for them.
     small = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20, "log_to_driver": False}
-    patiently(lambda: ray.init("local", **small))
+    ray.init("local", **small)
     serve.start(http_options={"host": "127.0.0.1", "port": 18765})
     # As `serve run` passes them on.
     arguments = {"model": str(saved_folder), "name": "tiny", "request_seconds": str(PATIENCE)}
