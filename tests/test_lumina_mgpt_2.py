@@ -262,8 +262,8 @@ def test_rows_of_97_places(pipe_2):
     given[:, 2:] = -1
 
     def call(number):
-        arguments = {"latents": given, "top_k": 1, "num_draft_tokens": number, "output_type": "latent"}
-        return pipe_2("a red fox", height=32, width=768, **arguments).images
+        arguments = {"latents": given, "guidance_scale": 1.0, "top_k": 1, "num_draft_tokens": number}
+        return pipe_2("a red fox", height=32, width=768, output_type="latent", **arguments).images
 
     codes = call(0)
     assert codes.shape == (1, 4, 96)
