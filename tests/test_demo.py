@@ -274,6 +274,7 @@ def test_inpainting(open_page, host, trained_pipe, tmp_path, monkeypatch):
     settings = settings_of(page, "#inpaint-settings")
     assert settings == {"task": "inpaint", "prompt": "a cat", "height": 96, "width": 96, "seed": 4}
     assert page.locator("#inpaint-slider img").count() == 2
+    page.locator("#inpaint-result img").wait_for()
     shoot(page, "inpaint")
     (own,) = started
     assert same(own["image"].convert("RGB"), photo())

@@ -27,6 +27,7 @@ CSS = """
 footer {display: none !important;}
 @media (max-width: 640px) {
   .gradio-container > * {padding: 8px !important;}
+  .tab-container button {padding: 0 9px !important;}
   #chat {height: 60vh !important;}
 }
 """
