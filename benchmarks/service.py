@@ -126,11 +126,11 @@ def measure_clients(pipe: LuminaMGPTPipeline, args: argparse.Namespace) -> list[
 
 
 def steps_to_first_row(host: EngineHost, args: argparse.Namespace) -> int:
-    before = host.num_steps
+    before = host.counts.num_steps
     job = host.start("text_to_image", every=1, prompt=args.prompt, height=args.size, width=args.size)
     for event in job:
         if isinstance(event, RowsDone):
-            return host.num_steps - before
+            return host.counts.num_steps - before
     raise RuntimeError("The image has no rows.")
 
 
@@ -144,7 +144,7 @@ def measure_first_row(pipe: LuminaMGPTPipeline, args: argparse.Namespace) -> lis
                 host.start("text_to_image", prompt=args.prompt, height=args.size, width=args.size)
                 for _ in range(RUNNING)
             ]
-            while host.num_running < RUNNING:
+            while host.counts.num_running < RUNNING:
                 time.sleep(0.001)
             later.append(steps_to_first_row(host, args) - alone)
             for other in others:

@@ -16,10 +16,11 @@ import PIL.Image
 import pytest
 import torch
 from conftest import CHECKPOINT, VQGAN
+from diffusers import DiffusionPipeline
 from omni import arrays
 
-from lumina_mgpt_diffusers import LuminaMGPTPipeline
-from lumina_mgpt_diffusers.cli import main
+from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTPipeline
+from lumina_mgpt_diffusers.cli import chat, edit, generate, main
 from lumina_mgpt_diffusers.cli.serve import read_key
 
 
@@ -53,6 +54,17 @@ def refuses(run, capsys):
     return check
 
 
+@pytest.fixture
+def preloaded(monkeypatch, random_pipe):
+    """Spares commands the loading."""
+
+    def load(pipeline_class: type, args: object) -> DiffusionPipeline:
+        return pipeline_class(**random_pipe.components)
+
+    for command in (chat, edit, generate):
+        monkeypatch.setattr(command, "load_pipeline", load)
+
+
 def test_generate(run, tmp_path, saved_folder, random_pipe):
     options = ["--height", 32, "--width", 64, "--top_k", 50, "--num_draft_tokens", 3, "--draft_init", "above"]
     options += ["--top_p", 0.9, "--min_p", 0.01]
@@ -79,9 +91,9 @@ def test_generate_from_an_original_checkpoint(run, tmp_path):
     assert PIL.Image.open(tmp_path / "images" / "cat.png").size == (32, 32)
 
 
-def test_edit(run, tmp_path, saved_folder):
+def test_edit(run, tmp_path, preloaded):
     PIL.Image.fromarray(arrays("7b_like/images.npz")["rgb_128x64_wh"]).save(tmp_path / "in.png")
-    model = ["--model", saved_folder, "--top_k", 1]
+    model = ["--model", "tiny", "--top_k", 1]
     said = run("edit", "in.png", *model, "--output", "out/depth.png")
     assert said.splitlines() == ["Saved out/depth.png", "Saved out/depth.npy"]
     assert PIL.Image.open(tmp_path / "out" / "depth.png").size == (128, 64)
@@ -100,6 +112,21 @@ def test_chat(run, tmp_path, monkeypatch, trained_pipe):
     assert answers[0] == "I am a tiny model.\n"
     assert "nothing.png" in answers[2]
     assert len(answers) == 6 and answers[4].strip()
+
+
+def test_a_chat_takes_the_settings_of_the_sampler(run, refuses, monkeypatch, preloaded):
+    asked = []
+    monkeypatch.setattr(LuminaMGPTChatPipeline, "stream", lambda self, *args, **kwargs: asked.append(kwargs) or [])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    wanted = {"guidance_scale": 2.0, "temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.01}
+    wanted |= {"text_temperature": 0.25, "text_top_k": 3}
+    options = [option for name, value in wanted.items() for option in (f"--{name}", value)]
+    run("chat", "--model", "tiny", *options, "--max_new_tokens", 4)
+    assert wanted.items() <= asked[0].items() and asked[0]["max_new_tokens"] == 4
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    run("chat", "--model", "tiny", "--greedy", "--num_draft_tokens", 2)
+    assert asked[1]["temperature"] == asked[1]["text_temperature"] == 0.0 and asked[1]["top_k"] is None
+    assert "`text_temperature`" in refuses("chat", "--model", "tiny", "--greedy", "--text_temperature", 0.5)
 
 
 def test_convert_there_and_back(run, refuses, tmp_path, random_pipe):
@@ -124,7 +151,7 @@ def test_memory(run, saved_folder):
     assert run("memory", "--model", CHECKPOINT, *options, "--available", 2).endswith("images at once\n")
 
 
-def test_what_does_not_fit_is_said_without_a_traceback(refuses, saved_folder):
+def test_what_does_not_fit_is_said_without_a_traceback(refuses, saved_folder, preloaded):
     model = ["--model", saved_folder]
     assert "500" in refuses("generate", "a cat", *model, "--height", 500)
     assert "`num_images`" in refuses("generate", "a cat", *model, "--num_images", 0)

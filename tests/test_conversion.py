@@ -357,23 +357,21 @@ def arguments(monkeypatch, **options) -> None:
     )
 
 
-def test_scripts(big, converted, tmp_path):
-    """Both, as a user runs them."""
-
-    def run(name: str, *words: str | Path) -> str:
-        command = [sys.executable, ROOT / "conversion" / f"{name}.py", *words]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert (result.returncode, result.stdout) == (0, ""), result.stderr
-        return result.stderr
-
+def test_scripts(big, converted, tmp_path, monkeypatch):
+    """Both, one as a user runs it."""
     checkpoint = tmp_path / "Lumina-mGPT-34B-512"
     shutil.copytree(big, checkpoint)
     paths = ("--checkpoint_path", checkpoint, "--vqgan_path", VQGAN / "vqgan.ckpt", "--output_path", "pipeline")
-    progress = run("convert_original_to_diffusers", *paths)
+    command = [sys.executable, ROOT / "conversion" / "convert_original_to_diffusers.py", *paths]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    progress = result.stderr
+    assert (result.returncode, result.stdout) == (0, ""), progress
     assert "[1/3] model-00001-of-00003.safetensors" in progress and "[3/3]" in progress
     assert "base size" not in progress
     assert files_in(tmp_path / "pipeline") == files_in(converted)
-    run("convert_diffusers_to_original", "--pipeline_path", "pipeline", "--output_path", "back")
+    monkeypatch.chdir(tmp_path)
+    arguments(monkeypatch, pipeline_path="pipeline", output_path="back")
+    script("convert_diffusers_to_original").main()
     assert (tmp_path / "back" / "original_tokenizers" / "vqgan.ckpt").exists()
 
 

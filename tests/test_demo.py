@@ -5,6 +5,7 @@ The demo in a real browser: Debian's chromium, driven by playwright. Without the
 `LUMINA_MGPT_SCREENSHOTS` names a folder for pictures of the pages.
 """
 
+import asyncio
 import json
 import os
 import runpy
@@ -12,11 +13,13 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
+from omni import img2img_from
 from serving_helpers import photo, same, seeded
 
-from lumina_mgpt_diffusers import LuminaMGPTImg2ImgPipeline
+from lumina_mgpt_diffusers import LuminaMGPTImg2ImgPipeline, LuminaMGPTInpaintPipeline
 from lumina_mgpt_diffusers.serving import EngineHost
 
 
@@ -150,13 +153,13 @@ def test_cancelling_frees_the_rows(open_page, host, slow_steps):
     page.locator("#prompt textarea").fill("a cat")
     page.locator("#generate").click()
     page.locator("#images img").first.wait_for()
-    before = host.num_cancelled
+    before = host.counts.num_cancelled
     page.locator("#cancel").click()
     end = time.monotonic() + 2
     while host._held:
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert host.num_cancelled == before + 1
+    assert host.counts.num_cancelled == before + 1
     # And it goes on
     page.locator("#generate").click()
     assert settings_of(page, "#settings")["prompt"] == "a cat"
@@ -182,7 +185,7 @@ def test_visitors_share_the_batch(open_page, host, slow_steps):
     most = 0
     end = time.monotonic() + 60
     while host._held or not most:
-        most = max(most, host.num_running)
+        most = max(most, host.counts.num_running)
         assert time.monotonic() < end
         time.sleep(0.01)
     assert most == 3
@@ -212,10 +215,10 @@ def test_a_task_before_and_after(open_page, trained_pipe, tmp_path):
     page.locator("#run").click()
     settings = settings_of(page, "#task-settings")
     assert settings["task"] == "depth" and settings["seed"] == 3
-    assert page.locator("#slider img").count() == 2
+    assert page.locator("#task-slider img").count() == 2
     shoot(page, "task")
     with page.expect_download() as download:
-        page.locator("#result").get_by_label("Download").first.click()
+        page.locator("#task-result").get_by_label("Download").first.click()
     download.value.save_as(tmp_path / "depth.png")
     pipe = LuminaMGPTImg2ImgPipeline.from_pipe(trained_pipe)
     pipe.set_progress_bar_config(disable=True)
@@ -224,6 +227,66 @@ def test_a_task_before_and_after(open_page, trained_pipe, tmp_path):
     page.get_by_role("tab", name="History").click()
     page.locator("#history img").first.wait_for()
     shoot(page, "history")
+
+
+def test_of_two_panels_the_result_is_shown(pipe_2):
+    from lumina_mgpt_diffusers.serving.demo import build_demo
+    from lumina_mgpt_diffusers.serving.demo.history import new_history
+
+    async def run_task(demo: gradio.Blocks) -> list[tuple]:
+        (run,) = [function.fn for function in demo.fns.values() if function.api_name == "run_task"]
+        return [value async for value in run(photo(), "depth", "a cat", 3, False, history, *[None] * 5)]
+
+    history = new_history()
+    with EngineHost(pipe_2, num_draft_tokens=0) as host:
+        values = asyncio.run(run_task(build_demo(host)))
+    assert all(before.size == after.size == (96, 96) for (before, after), *_ in values) and len(values) > 3
+    expected = img2img_from(pipe_2)("a cat", photo(), "depth", generator=seeded(3), result_only=True).images[0]
+    (before, after), path, text, *_ = values[-1]
+    assert same(after, expected) and same(PIL.Image.open(path), expected) and same(before, photo())
+    assert json.loads(text)["result_only"] and [result.path for result in history.results] == [path]
+
+
+def test_inpainting(open_page, host, trained_pipe, tmp_path, monkeypatch):
+    started = []
+    start = host.start
+    monkeypatch.setattr(host, "start", lambda *args, **kwargs: started.append(kwargs) or start(*args, **kwargs))
+    photo().save(tmp_path / "photo.png")
+    page = open_page()
+    page.get_by_role("tab", name="Inpaint").click()
+    page.locator("#inpaint-prompt textarea").fill("a cat")
+    page.locator("#inpaint-run").click()
+    page.get_by_text("Give it an image first.").wait_for()
+    page.locator("#canvas input[type=file]").first.set_input_files(tmp_path / "photo.png")
+    page.locator("#canvas canvas").first.wait_for()
+    page.wait_for_timeout(1000)
+    page.locator("#inpaint-run").click()
+    page.get_by_text("Paint over what is to be made anew first.").wait_for()
+    box = page.locator("#canvas canvas").first.bounding_box()
+    middle, side = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2), 20
+    page.mouse.move(middle[0] - side, middle[1])
+    page.mouse.down()
+    page.mouse.move(middle[0] + side, middle[1], steps=8)
+    page.mouse.up()
+    set_seed(page, 4)
+    shoot(page, "inpaint-mask")
+    page.locator("#inpaint-run").click()
+    settings = settings_of(page, "#inpaint-settings")
+    assert settings == {"task": "inpaint", "prompt": "a cat", "height": 96, "width": 96, "seed": 4}
+    assert page.locator("#inpaint-slider img").count() == 2
+    page.locator("#inpaint-result img").wait_for()
+    shoot(page, "inpaint")
+    (own,) = started
+    assert same(own["image"].convert("RGB"), photo())
+    painted = np.asarray(own["mask_image"]) >= 128
+    assert painted[48, 48] and 0 < painted.mean() < 0.9
+    with page.expect_download() as download:
+        page.locator("#inpaint-result").get_by_label("Download").first.click()
+    download.value.save_as(tmp_path / "inpainted.png")
+    pipe = LuminaMGPTInpaintPipeline.from_pipe(trained_pipe)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe("a cat", photo(), own["mask_image"], generator=seeded(4)).images[0]
+    assert same(PIL.Image.open(tmp_path / "inpainted.png"), expected)
 
 
 def test_a_chat_with_images_in_and_out(open_page, tmp_path):
@@ -250,13 +313,13 @@ def test_a_chat_with_images_in_and_out(open_page, tmp_path):
     page.locator("#chat-box .submit-button").wait_for()
 
 
-@pytest.mark.parametrize("tab", ["Image", "Tasks", "Chat", "History"])
+@pytest.mark.parametrize("tab", ["Image", "Tasks", "Inpaint", "Chat", "History"])
 def test_the_width_of_a_phone(open_page, tab):
     page = open_page(390, 844)
     page.get_by_role("tab", name=tab).click()
     page.wait_for_timeout(300)
     tabs = page.get_by_role("tab").locator("visible=true").all_inner_texts()
-    assert [one.strip() for one in tabs] == ["Image", "Tasks", "Chat", "History"]
+    assert [one.strip() for one in tabs] == ["Image", "Tasks", "Inpaint", "Chat", "History"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shoot(page, f"phone-{tab.lower()}")
 

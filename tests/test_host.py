@@ -100,7 +100,7 @@ def test_answers_are_those_of_plain_calls(host, trained_pipe, photo):
     pipe.set_progress_bar_config(disable=True)
     arguments = {"messages": "Tell a story with two pictures.", "max_new_tokens": 60, "text_top_k": 3}
     expected = pipe(generator=seeded(4), **arguments)
-    reader, parts = host.answer_reader(), []
+    reader, parts = host.pipe.answer_reader(), []
     for event in host.start("chat", generator=seeded(4), **arguments):
         if isinstance(event, Sampled):
             parts += host.run(lambda event=event: list(reader.read(event.piece))).result()
@@ -169,8 +169,8 @@ def test_a_cancelled_call_frees_its_rows(host, gate):
     with pytest.raises(CancelledError):
         list(jobs[0])
     host.close()
-    assert (host.num_cancelled, host.num_finished) == (6, 1)
-    assert not host._entries and not host._engine.rows and not host._held
+    assert (host.counts.num_cancelled, host.counts.num_finished) == (6, 1)
+    assert not host._jobs.answers and not host._jobs.engine.rows and not host._held
 
 
 def test_leaving_an_iteration_cancels(host):
@@ -249,7 +249,7 @@ def test_a_step_that_fails_loses_its_batch_alone(trained_pipe, monkeypatch):
                 0
             ]
             assert torch.equal(jobs[seed].codes()[0], expected)
-        assert host.is_alive and host.num_failed == 1
+        assert host.is_alive and host.counts.num_failed == 1
 
 
 def test_logits_that_are_no_numbers_fail_their_row_alone(trained_pipe, monkeypatch):

@@ -76,14 +76,6 @@ def test_from_a_folder(loader, saved_folder, expected):
     assert codes_of(pipe) == expected["codes"]
 
 
-def test_from_a_folder_without_import(saved_folder, expected):
-    code = f"""
-folder = {str(saved_folder)!r}
-result = codes_of(DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True))
-"""
-    assert run(code) == expected
-
-
 def test_loading_warns_of_nothing_and_prints_nothing(saved_folder, capsys, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -156,6 +148,14 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+# A process is dear, so that one does all that is done with the Hub, and one all that is done without a network.
+WITHOUT_IMPORT = """
+assert not any(name.startswith("lumina_mgpt_diffusers") for name in sys.modules)
+result["no import"] = codes_of(
+    DiffusionPipeline.from_pretrained(model, custom_pipeline=model, trust_remote_code=True)
+)
+"""
+
 ROUTES = """
 result["explicit"] = codes_of(LuminaMGPTPipeline.from_pretrained("tiny/pipeline", **trust))
 result["diffusion"] = codes_of(DiffusionPipeline.from_pretrained("tiny/pipeline", **trust))
@@ -174,7 +174,9 @@ result["original size"] = original.scheduler.config.resolution
 @pytest.fixture(scope="module")
 def filled_cache(hub, cache) -> tuple[Path, dict]:
     code = (
-        IMPORT
+        "model = 'tiny/pipeline'"
+        + WITHOUT_IMPORT
+        + IMPORT
         + ROUTES
         + """
 from pathlib import Path
@@ -191,7 +193,7 @@ for name, kwargs in {"no variant": {"variant": "bf16"}, "no revision": {"revisio
 
 
 def check_routes(result: dict, expected: dict) -> None:
-    for route in ("explicit", "diffusion", "auto", "variant", "original"):
+    for route in ("no import", "explicit", "diffusion", "auto", "variant", "original"):
         assert result[route] == expected, route
     assert result["revision"] == 64
     assert result["original size"] == 512
@@ -206,45 +208,35 @@ def test_from_a_hub(filled_cache, expected):
 
 
 def test_from_the_cache_offline(filled_cache, expected):
-    result = run(IMPORT + ROUTES, HF_HOME=os.fspath(filled_cache[0]), HF_HUB_OFFLINE="1")
+    # For the id of a `custom_pipeline` diffusers asks the Hub even offline, but not for the folder in the cache.
+    folder = "model = __import__('huggingface_hub').snapshot_download('tiny/pipeline')"
+    code = folder + WITHOUT_IMPORT + IMPORT + ROUTES
+    result = run(code, HF_HOME=os.fspath(filled_cache[0]), HF_HUB_OFFLINE="1")
     check_routes(result, expected)
 
 
-def test_from_a_hub_and_offline_without_import(hub, cache, expected):
-    code = """
-kwargs = {{"custom_pipeline": {model}, "trust_remote_code": True}}
-assert not any(name.startswith("lumina_mgpt_diffusers") for name in sys.modules)
-result = codes_of(DiffusionPipeline.from_pretrained({model}, **kwargs))
-"""
-    download = "__import__('huggingface_hub').snapshot_download('tiny/pipeline')"
-    assert run(code.format(model="'tiny/pipeline'") + download, **hub.environment(cache)) == expected
-    # For the id of a `custom_pipeline` diffusers asks the Hub even offline, but not for the folder in the cache.
-    assert run(code.format(model=download), HF_HOME=os.fspath(cache), HF_HUB_OFFLINE="1") == expected
-
-
 def test_pushing_to_a_hub(hub, saved_folder, expected, tmp_path):
+    # Cards that someone has edited, on the Hub and in a folder: they stay.
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder, text in ((there, "Mine."), (here, "Mine too.")):
+        folder.mkdir()
+        (folder / "README.md").write_text(f"---\nlicense: other\n---\n{text}\n")
+    hub.repositories["tiny/edited"] = {"main": there}
     code = (
         IMPORT
         + f"""
 pipe = LuminaMGPTPipeline.from_pretrained({str(saved_folder)!r})
 pipe.push_to_hub("tiny/pushed")
-pipe.save_pretrained({str(tmp_path / "pushed-too")!r}, push_to_hub=True, repo_id="tiny/pushed-too")
+pipe.push_to_hub("tiny/edited")
+pipe.save_pretrained({str(here)!r}, push_to_hub=True, repo_id="tiny/edited-here")
 result["pushed"] = codes_of(LuminaMGPTPipeline.from_pretrained("tiny/pushed", **trust))
 """
     )
-    environment = hub.environment(tmp_path / "cache")
-    assert run(code, **environment)["pushed"] == expected
-    folder = hub.repositories["tiny/pushed"]["main"]
-    assert hub.files(folder) == hub.files(saved_folder)
+    assert run(code, **hub.environment(tmp_path / "cache"))["pushed"] == expected
+    folder, edited = (hub.repositories[f"tiny/{name}"]["main"] for name in ("pushed", "edited-here"))
+    assert all(hub.files(one) == hub.files(saved_folder) for one in (folder, there, here, edited))
     card = (folder / "README.md").read_text()
     assert 'model = "tiny/pushed"' in card and "pipeline_tag: text-to-image" in card
-    assert hub.files(hub.repositories["tiny/pushed-too"]["main"]) == hub.files(saved_folder)
-
-    # A card that someone has edited stays.
-    (folder / "README.md").write_text("---\nlicense: other\n---\nMine.\n")
-    edited = tmp_path / "pushed-too" / "README.md"
-    edited.write_text("---\nlicense: other\n---\nMine too.\n")
-    run(code, **environment)
-    assert "Mine." in (folder / "README.md").read_text()
-    assert "Mine too." in edited.read_text()
-    assert "Mine too." in (hub.repositories["tiny/pushed-too"]["main"] / "README.md").read_text()
+    assert "Mine." in (there / "README.md").read_text()
+    assert "Mine too." in (here / "README.md").read_text()
+    assert "Mine too." in (edited / "README.md").read_text()

@@ -142,6 +142,12 @@ def test_same_bytes_every_time_and_nothing_of_this_machine(folder, tmp_path):
         )
 
 
+def test_it_holds_the_code_of_a_saved_pipeline(folder, saved_folder):
+    code = {path.relative_to(saved_folder).as_posix(): path.read_bytes() for path in saved_folder.rglob("*.py")}
+    assert {name: content for name, content in text_files(folder).items() if name.endswith(".py")} == code != {}
+
+
+@pytest.mark.slow
 def test_it_loads_where_the_package_was_not_imported(folder, tmp_path):
     code = (
         "import sys\n"

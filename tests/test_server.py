@@ -46,7 +46,7 @@ def wait_until(condition, seconds=20.0):
 
 
 def idle(server) -> bool:
-    return not server.host._held and not server.host._entries
+    return not server.host._held and not server.host._jobs.answers
 
 
 # Images from text
@@ -255,16 +255,16 @@ def test_requests_of_all_kinds_at_once(client):
 def test_a_client_that_leaves_frees_its_rows(server):
     request = {"prompt": "a cat", "size": "96x96", "n": 8}
     for stream in (False, True):
-        before = server.host.num_cancelled
+        before = server.host.counts.num_cancelled
         body = json.dumps({**request, "stream": stream}).encode()
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(
                 b"POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
             )
-            wait_until(lambda: server.host.num_running >= 3)
+            wait_until(lambda: server.host.counts.num_running >= 3)
         wait_until(lambda: idle(server))
-        assert server.host.num_cancelled > before
+        assert server.host.counts.num_cancelled > before
 
 
 def test_a_stream_that_is_closed_early_frees_its_rows(client, server):
@@ -305,7 +305,7 @@ def test_a_server_that_ends_finishes_what_runs(trained_pipe):
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         pending = pool.submit(client.images.generate, prompt="a cat", n=4, extra_body={"seed": 1})
         streamed = pool.submit(lambda: list(client.images.generate(prompt="a cat", n=2, stream=True)))
-        wait_until(lambda: server.host.num_running >= 3)
+        wait_until(lambda: server.host.counts.num_running >= 3)
         server.server.should_exit = True  # what SIGTERM sets
         assert len(pending.result(60).data) == 4
         assert sum(event.type.endswith("completed") for event in streamed.result(60)) == 2

@@ -172,7 +172,7 @@ def test_a_reader_that_never_reads_is_let_go(trained_pipe):
         for _ in range(6):  # more answers than the buffers on the way hold
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
         end = time.monotonic() + 30
-        while not server.host.num_finished:
+        while not server.host.counts.num_finished:
             assert time.monotonic() < end
             time.sleep(0.02)
         # The engine lets the rows of whoever left go at its next step.
@@ -270,7 +270,7 @@ def test_many_clients_for_minutes(trained_pipe):
             memory.append(psutil.Process().memory_info().rss >> 20)
         for thread in threads:
             thread.join(120)
-        left = (dict(server.host._held), server.host.num_failed)
+        left = (dict(server.host._held), server.host.counts.num_failed)
     print(f"\n{counts}, memory in MiB {memory}")
     assert not errors and left == ({}, 0)
     assert all(len(own) == 1 for own in images.values())

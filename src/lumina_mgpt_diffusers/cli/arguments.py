@@ -23,13 +23,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
 
-def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
+def add_sampler_arguments(parser: argparse.ArgumentParser, with_text: bool = False) -> None:
+    """The settings of the sampler, `with_text` those of text too."""
     group = parser.add_argument_group("sampler", "by default what the model was saved with, or what the task needs")
     group.add_argument("--guidance_scale", type=float, help="1 and less turn guidance off, which halves the work")
     group.add_argument("--temperature", type=float, help="0 takes the most likely code")
     group.add_argument("--top_k", type=int, help="codes that may be drawn, 0 for all")
     group.add_argument("--top_p", type=float, help="only the most likely codes whose probabilities add up to this")
     group.add_argument("--min_p", type=float, help="only codes at least this times as likely as the most likely one")
+    if with_text:
+        group.add_argument("--text_temperature", type=float, help="0 takes the most likely token")
+        group.add_argument("--text_top_k", type=int, help="text tokens that may be drawn, 0 for all")
     group.add_argument("--num_draft_tokens", type=draft_tokens, help="a number or `auto`, a matter of speed alone")
     group.add_argument("--draft_init", choices=["logits", "above", "random"], help="first guess of a code")
 
@@ -60,7 +64,8 @@ def load_pipeline(pipeline_class: type[LuminaMGPTBasePipeline], args: argparse.N
 
 def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the sampler that a call takes."""
-    return {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p", "min_p")}
+    names = ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "text_temperature", "text_top_k")
+    return {name: getattr(args, name) for name in names if name in args}
 
 
 def generators(seeds: range) -> list[torch.Generator]:

@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 
 from ..lumina_mgpt import ImagePart, LuminaMGPTChatPipeline, LuminaMGPTConversation, TextPart
-from .arguments import add_model_arguments, add_size_arguments, load_pipeline
+from .arguments import (
+    add_model_arguments,
+    add_sampler_arguments,
+    add_size_arguments,
+    load_pipeline,
+    sampler_settings,
+)
 
 
 EXAMPLE = """\
@@ -34,20 +40,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--max_new_tokens", type=int, default=10240, help="longest answer; default: %(default)s")
     add_size_arguments(parser, "the model chooses")
-    parser.add_argument("--guidance_scale", type=float, help="of images; 1 turns it off")
-    parser.add_argument("--greedy", action="store_true", help="always take the most likely token")
+    parser.add_argument("--greedy", action="store_true", help="both temperatures 0: always the most likely token")
     parser.add_argument("--seed", type=int, help="default: another one every time")
     parser.add_argument("--output", type=Path, default=Path("chat"), help="folder of images; default: %(default)s")
+    add_sampler_arguments(parser, with_text=True)
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
+    settings = sampler_settings(args)
+    if args.greedy:
+        for name in ("temperature", "text_temperature"):
+            if settings[name] not in (None, 0.0):
+                raise ValueError(f"`{name}` has to be left out or 0 with `greedy` but is {settings[name]}.")
+            settings[name] = 0.0
+    settings |= {name: getattr(args, name) for name in ("height", "width", "max_new_tokens")}
     pipe = load_pipeline(LuminaMGPTChatPipeline, args)
     pipe.set_progress_bar_config(disable=True)
-    settings = {name: getattr(args, name) for name in ("height", "width", "guidance_scale", "max_new_tokens")}
-    if args.greedy:
-        settings |= {"temperature": 0.0, "text_temperature": 0.0}
     conversation = new_conversation(args.seed)
     num_images = 0
     while (line := read_line()) is not None:

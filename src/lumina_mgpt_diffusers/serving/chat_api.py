@@ -49,7 +49,7 @@ class ChatCall:
     async def parts(self) -> AsyncIterator[TextPart | ImagePart]:
         """Text and images as they come."""
         host = self.service.host
-        reader = host.answer_reader()
+        reader = host.pipe.answer_reader()
         async for event in self.job:
             if isinstance(event, Ended):
                 self.end = event

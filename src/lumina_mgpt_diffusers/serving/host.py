@@ -11,11 +11,9 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
@@ -27,13 +25,12 @@ from ..lumina_mgpt import (
     LuminaMGPTInpaintPipeline,
     LuminaMGPTPipeline,
 )
-from ..lumina_mgpt.answer_reader import AnswerReader
 from ..lumina_mgpt.engine import Engine
 from ..lumina_mgpt.pipeline_base import LuminaMGPTBasePipeline
 from ..lumina_mgpt.request import Grammar, Request
-from ..lumina_mgpt.row import Row
 from ..lumina_mgpt.validation import check_choice, check_integer
-from .job import Ended, HostClosedError, Job, QueueFullError, RowsDone, Sampled, StepError
+from .engine_jobs import EngineJobs
+from .job import HostClosedError, Job, QueueFullError
 
 
 logger = logging.getLogger("lumina_mgpt_diffusers.serving")
@@ -45,21 +42,6 @@ PIPELINES: dict[str, type[LuminaMGPTBasePipeline]] = {
     "chat": LuminaMGPTChatPipeline,
 }
 """The kinds of calls, and whose arguments they take."""
-
-# So many steps that fail in a row are not a matter of their requests.
-MAX_FAILED_STEPS = 3
-
-
-@dataclass(eq=False)
-class Entry:
-    """An answer that is sampled or waits: whose it is, which one of the call, and how many rows were told of."""
-
-    job: Job
-    index: int
-    request: Request
-    row: Row
-    submitted: float
-    num_rows: int = 0
 
 
 class EngineHost:
@@ -82,9 +64,9 @@ class EngineHost:
             one of each, and they decide the speed alone.
 
     Attributes:
-        num_running (`int`), num_waiting (`int`): Answers in the batch, and those that wait for a place in it.
-        num_steps (`int`), num_codes (`int`), num_text_tokens (`int`): What was done so far.
-        num_finished (`int`), num_cancelled (`int`), num_failed (`int`): How answers ended so far.
+        pipelines (`dict[str, LuminaMGPTBasePipeline]`): A pipeline of the same components for each kind of calls.
+        pipe ([`LuminaMGPTChatPipeline`]): That of chats.
+        counts ([`Counts`]): What it does and has done.
 
     Raises:
         `ValueError`: If the pipeline cannot run beside itself, or a number is not one.
@@ -114,7 +96,7 @@ class EngineHost:
         grammar = Grammar(vocabulary, base_size)
         if self.pipe.tokenizer is not None:
             grammar = Grammar.from_tokenizer(self.pipe.tokenizer, vocabulary, base_size, self.pipe.can_draw)
-        self._new_engine = functools.partial(
+        new_engine = functools.partial(
             Engine,
             self.pipe.transformer,
             self.pipe.scheduler,
@@ -124,12 +106,8 @@ class EngineHost:
             draft_init,
             self.max_slots,
         )
-        self._engine = self._new_engine()
-        self._entries: list[Entry] = []
-        self.num_running = self.num_waiting = self.num_steps = self.num_codes = self.num_text_tokens = 0
-        self.num_finished = self.num_cancelled = self.num_failed = 0
-        self._num_failed_steps = 0  # that followed one another
-        self._seconds_per_answer = 1.0
+        self._jobs = EngineJobs(new_engine, self._release)
+        self.counts = self._jobs.counts
         # Guards what callers and the engine's thread share: the messages, and the jobs with the places they hold.
         self._changed = threading.Condition()
         self._messages: deque[Callable[[], None]] = deque()
@@ -162,7 +140,7 @@ class EngineHost:
                 raise HostClosedError("The host is shutting down and takes no more requests.")
             # By what is held and not by what waits, or those would overtake the count that are just being encoded.
             held = sum(self._held.values())
-            if held and held - self.num_running + num_answers > self.max_waiting:
+            if held and held - self.counts.num_running + num_answers > self.max_waiting:
                 raise QueueFullError(self._retry_after(held))
             self._held[job] = num_answers
         self._worker.submit(self._prepare, job, kind, arguments)
@@ -170,20 +148,16 @@ class EngineHost:
 
     def decode(self, codes: torch.LongTensor) -> Future[PIL.Image.Image]:
         """The image of codes `(rows, columns)`, where -1 repeats the code above."""
-        return self._worker.submit(lambda: self.pipe.decode_images([codes.to(self.device)])[0])
-
-    def answer_reader(self) -> AnswerReader:
-        """What reads the pieces of one answer of a chat. Those with images are to be read by [`run`]."""
-        return self.pipe.answer_reader()
+        return self.run(lambda: self.pipe.decode_images([codes.to(self.device)])[0])
 
     def run(self, function: Callable, *args: Any) -> Future:
-        """Call a function in the thread that runs the VQ model."""
+        """Call a function in the thread that runs the VQ model, as the reader of an answer with images has to be."""
         return self._worker.submit(function, *args)
 
     @property
     def is_alive(self) -> bool:
         """Whether requests are taken, and steps do not fail one after the other, as after an error of the device."""
-        return self._thread.is_alive() and not self._is_closing and self._num_failed_steps < MAX_FAILED_STEPS
+        return self._thread.is_alive() and not self._is_closing and self._jobs.can_go_on
 
     def close(self, drain: bool = True) -> None:
         """
@@ -209,8 +183,9 @@ class EngineHost:
         self.close(drain=kind is None)
 
     def _retry_after(self, held: int) -> float:
-        rounds = max(held - self.num_running, 1) / max(self.num_running, 1)
-        return min(max(self._seconds_per_answer * rounds, 1.0), 600.0)
+        num_running = self.counts.num_running
+        rounds = max(held - num_running, 1) / max(num_running, 1)
+        return min(max(self.counts.seconds_per_answer * rounds, 1.0), 600.0)
 
     # In the thread of the VQ model
 
@@ -224,7 +199,7 @@ class EngineHost:
                 job.fail(error)
         self._tell(functools.partial(self._admit, job, requests))
 
-    def _check_length(self, requests: list[Request]) -> None:
+    def _check_length(self, requests: Sequence[Request]) -> None:
         side = self.pipe.scheduler.config.resolution
         for request in requests:
             size = (side, side) if request.size is None else request.size
@@ -244,7 +219,7 @@ class EngineHost:
             self._changed.notify()
 
     def _drop(self, job: Job) -> None:
-        self._tell(functools.partial(self._discard, job))
+        self._tell(functools.partial(self._jobs.cancel, job))
 
     def _release(self, job: Job, number: int) -> None:
         """Give back places that a job holds, which ends without any."""
@@ -274,103 +249,21 @@ class EngineHost:
             torch.cuda.set_device(self.device)
         while True:
             with self._changed:
-                while not self._messages and not self._entries:
+                while not self._messages and not self._jobs.answers:
                     if self._is_closing and not self._held:
                         return
                     self._changed.wait()
                 messages, self._messages = self._messages, deque()
             for message in messages:
                 message()
-            try:
-                self._engine.step()
-                self._num_failed_steps = 0
-            except Exception as error:
-                self._num_failed_steps += 1
-                self._recover(error)
-            self.num_steps += 1
-            self._publish()
+            self._jobs.step()
 
-    def _admit(self, job: Job, requests: list[Request]) -> None:
+    def _admit(self, job: Job, requests: Sequence[Request]) -> None:
         if job.is_done:
             held = self._held.get(job, 0)
-            self.num_cancelled += held if job.is_cancelled else 0
+            self.counts.num_cancelled += held if job.is_cancelled else 0
             self._release(job, held)
             return
         with self._changed:
             self._held[job] = len(requests)
-        now = time.monotonic()
-        for index, request in enumerate(requests):
-            self._entries.append(Entry(job, index, request, self._engine.submit(request), now))
-
-    def _discard(self, job: Job) -> None:
-        self.num_cancelled += self._remove(job)
-
-    def _remove(self, job: Job) -> int:
-        """Have the engine let the answers of a job go. Gives how many there were."""
-        own = [entry for entry in self._entries if entry.job is job]
-        for entry in own:
-            self._engine.discard(entry.row)
-            self._entries.remove(entry)
-        if own:
-            self._release(job, len(own))
-        return len(own)
-
-    def _recover(self, error: Exception) -> None:
-        """Fail the answers of a batch that cannot be stepped, and have the others wait for a new engine."""
-        logger.error("A step of the engine failed; its batch is lost.", exc_info=error)
-        in_batch = set(self._engine.rows)
-        lost = {entry.job for entry in self._entries if entry.row in in_batch}
-        if not lost:  # whatever it was, none of those that wait may meet it again
-            lost = {entry.job for entry in self._entries}
-        self._engine = None  # and its KV cache, before there is another one
-        for job in lost:
-            number = sum(entry.job is job for entry in self._entries)
-            failure = StepError(f"The engine failed while it sampled this request ({type(error).__name__}).")
-            failure.__cause__ = error
-            self.num_failed += number
-            job.fail(failure)
-            self._release(job, number)
-        self._entries = [entry for entry in self._entries if entry.job not in lost]
-        self._engine = self._new_engine()
-        for entry in self._entries:
-            entry.row = self._engine.submit(entry.request)
-
-    def _publish(self) -> None:
-        """Tell the jobs what is new."""
-        for entry in list(self._entries):
-            job, row = entry.job, entry.row
-            if row.error is not None:
-                job.fail(StepError(str(row.error)))
-                self.num_failed += self._remove(job)  # the other answers of the call too
-            elif not job.is_done:
-                self._publish_row(entry)
-            if row.is_finished and entry in self._entries:
-                self._entries.remove(entry)
-                self._count(entry)
-                self._release(job, 1)
-        batch = set(self._engine.rows)
-        self.num_running = sum(entry.row in batch for entry in self._entries)
-        self.num_waiting = len(self._entries) - self.num_running
-        if not self._entries and batch:
-            self._engine.step()  # which lets the rows of the last ones go
-
-    def _publish_row(self, entry: Entry) -> None:
-        job, row = entry.job, entry.row
-        for piece in row.take_pieces():
-            entry.num_rows = 0
-            job.put(Sampled(entry.index, piece))
-        if row.is_finished:
-            job.put(Ended(entry.index, row.finish_reason, row.answer_start, row.num_new_tokens))
-        elif job.every is not None and row.in_image:
-            num_rows = row.num_final_codes // row.num_columns
-            if num_rows >= entry.num_rows + job.every:
-                entry.num_rows = num_rows
-                job.put(RowsDone(entry.index, self._engine.codes(row).cpu(), num_rows))
-
-    def _count(self, entry: Entry) -> None:
-        row = entry.row
-        self.num_finished += 1
-        self.num_codes += row.num_codes
-        self.num_text_tokens += 0 if row.request.is_image else row.num_new_tokens
-        seconds = time.monotonic() - entry.submitted
-        self._seconds_per_answer += 0.2 * (seconds - self._seconds_per_answer)
+        self._jobs.add(job, requests)

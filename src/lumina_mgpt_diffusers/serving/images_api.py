@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -34,6 +34,13 @@ FORM_FIELDS = 64
 
 # A seed that programs of any language can hold.
 SEED_BITS = 48
+
+
+class EncodedImage(NamedTuple):
+    """A file as base64, and the size of its image as `WIDTHxHEIGHT`."""
+
+    data: str
+    size: str
 
 
 @dataclass
@@ -60,14 +67,14 @@ class ImageCall:
         images, ends = {}, []
         async for event in self.job:
             if isinstance(event, Sampled):
-                images[event.index] = await self.encoded(event.piece.codes, event.index)
+                images[event.index] = await self._encode(event.piece.codes, event.index)
             elif isinstance(event, Ended):
                 ends.append(event)
         body = {
             "created": int(time.time()),
             "data": [self._as_data(images[index]) for index in sorted(images)],
             "output_format": self.request.output_format,
-            "size": images[0][1],
+            "size": images[0].size,
             "seed": self.settings["seed"],
             "usage": usage(ends),
         }
@@ -86,20 +93,20 @@ class ImageCall:
                 due = event.num_rows * (self.request.partial_images + 1) // rows
                 if due > number and number < self.request.partial_images:
                     told[event.index] = number + 1
-                    image, _ = await self.encoded(event.codes, event.index)
+                    image = await self._encode(event.codes, event.index)
                     yield self._event("partial_image", image, event, partial_image_index=number)
             elif isinstance(event, Sampled):
-                images[event.index], _ = await self.encoded(event.piece.codes, event.index)
+                images[event.index] = await self._encode(event.piece.codes, event.index)
             else:
                 yield self._event("completed", images.pop(event.index), event, usage=usage([event]))
 
-    def _event(self, name: str, image: str, event: RowsDone | Ended, **more: Any) -> str:
+    def _event(self, name: str, image: EncodedImage, event: RowsDone | Ended, **more: Any) -> str:
         kind = f"{self.kind}.{name}"
         data = {
             "type": kind,
-            "b64_json": image,
+            "b64_json": image.data,
             "created_at": int(time.time()),
-            "size": self.settings["size"],
+            "size": image.size,
             "quality": "auto",
             "background": "opaque",
             "output_format": self.request.output_format,
@@ -109,12 +116,11 @@ class ImageCall:
         }
         return sse(data, kind)
 
-    async def encoded(self, codes: torch.LongTensor, index: int) -> tuple[str, str]:
-        """The image of codes as base64 of a file, and its size."""
+    async def _encode(self, codes: torch.LongTensor, index: int) -> EncodedImage:
         image = await asyncio.wrap_future(self.service.host.decode(codes))
-        self.settings["size"] = f"{image.width}x{image.height}"
-        data = await asyncio.to_thread(self._to_file, image, {**self.settings, "seed": self.settings["seed"] + index})
-        return base64.b64encode(data).decode(), self.settings["size"]
+        own = {"height": image.height, "width": image.width, "seed": self.settings["seed"] + index}
+        data = await asyncio.to_thread(self._to_file, image, {**self.settings, **own})
+        return EncodedImage(base64.b64encode(data).decode(), f"{image.width}x{image.height}")
 
     def _to_file(self, image: PIL.Image.Image, settings: dict[str, Any]) -> bytes:
         file, kind = io.BytesIO(), self.request.output_format
@@ -124,10 +130,10 @@ class ImageCall:
             image.save(file, kind.upper(), quality=self.request.output_compression)
         return file.getvalue()
 
-    def _as_data(self, encoded: tuple[str, str]) -> dict[str, str]:
+    def _as_data(self, image: EncodedImage) -> dict[str, str]:
         if self.request.response_format == "url":
-            return {"url": f"data:image/{self.request.output_format};base64,{encoded[0]}"}
-        return {"b64_json": encoded[0]}
+            return {"url": f"data:image/{self.request.output_format};base64,{image.data}"}
+        return {"b64_json": image.data}
 
 
 def usage(ends: list[Ended]) -> dict[str, Any]:
@@ -154,24 +160,7 @@ async def generate(service: Service, request: Request, fields: GenerationRequest
 
 async def edit(service: Service, request: Request) -> Response:
     """Image to image, of any task, and inpainting where there is a mask."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise ApiError(415, "The body has to be multipart/form-data.", "unsupported_media_type")
-    limits = service.limits
-    async with request.form(
-        max_files=FORM_FIELDS, max_fields=FORM_FIELDS, max_part_size=max(limits.max_text * 4, 1 << 20)
-    ) as form:
-        files: dict[str, list[bytes]] = {"image": [], "mask": []}
-        values: dict[str, str] = {}
-        for name, value in form.multi_items():
-            own = name.removesuffix("[]")
-            if isinstance(value, UploadFile):
-                if own not in files:
-                    raise ApiError(400, f"{own[:80]}: is no file that is expected.", "unknown_parameter", own[:80])
-                files[own].append(await value.read())
-            elif name in values:
-                raise ApiError(400, f"{name[:80]}: is given twice.", "invalid_value", name[:80])
-            else:
-                values[name] = value
+    values, files = await _read_form(request, max(service.limits.max_text * 4, 1 << 20))
     fields = EditRequest.model_validate({name: value for name, value in values.items() if value != ""})
     reader = service.reader()
     if not files["image"]:
@@ -191,6 +180,26 @@ async def edit(service: Service, request: Request) -> Response:
     elif fields.sides is not None:
         arguments["height"], arguments["width"] = service.size(fields.sides)
     return await _run(service, request, fields, "image_edit", "image_to_image", arguments)
+
+
+async def _read_form(request: Request, max_field_size: int) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+    """The fields of a form, and its files under the names that are expected."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ApiError(415, "The body has to be multipart/form-data.", "unsupported_media_type")
+    values: dict[str, str] = {}
+    files: dict[str, list[bytes]] = {"image": [], "mask": []}
+    async with request.form(max_files=FORM_FIELDS, max_fields=FORM_FIELDS, max_part_size=max_field_size) as form:
+        for name, value in form.multi_items():
+            own = name.removesuffix("[]")
+            if isinstance(value, UploadFile):
+                if own not in files:
+                    raise ApiError(400, f"{own[:80]}: is no file that is expected.", "unknown_parameter", own[:80])
+                files[own].append(await value.read())
+            elif name in values:
+                raise ApiError(400, f"{name[:80]}: is given twice.", "invalid_value", name[:80])
+            else:
+                values[name] = value
+    return values, files
 
 
 async def _inpaint(

@@ -27,15 +27,15 @@ class HostCollector:
     """Reads the counts of a host when they are asked for."""
 
     def __init__(self, host: EngineHost) -> None:
-        self._host = host
+        self._counts = host.counts
 
     def collect(self) -> list[Metric]:
         gauges = [
-            GaugeMetricFamily(f"lumina_mgpt_{name}", text, value=getattr(self._host, attribute))
+            GaugeMetricFamily(f"lumina_mgpt_{name}", text, value=getattr(self._counts, attribute))
             for name, (attribute, text) in GAUGES.items()
         ]
         return gauges + [
-            CounterMetricFamily(f"lumina_mgpt_{name}", text, value=getattr(self._host, attribute))
+            CounterMetricFamily(f"lumina_mgpt_{name}", text, value=getattr(self._counts, attribute))
             for name, (attribute, text) in COUNTERS.items()
         ]
 

@@ -87,8 +87,8 @@ def build_app(
         """200 while requests are taken, else 503."""
         state = {
             "status": "ok" if host.is_alive else "unavailable",
-            "running": host.num_running,
-            "waiting": host.num_waiting,
+            "running": host.counts.num_running,
+            "waiting": host.counts.num_waiting,
         }
         return JSONResponse(state, 200 if host.is_alive else 503)
 

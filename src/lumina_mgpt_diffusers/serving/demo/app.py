@@ -1,5 +1,5 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The page: a tab for images, one for tasks, one for chat, and the history of the visit."""
+"""The page: tabs for images, tasks, inpainting and chat, and the history of the visit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..host import EngineHost
 from .chat_tab import add_chat_tab
 from .history import add_history_tab, new_history
 from .image_tab import add_image_tab
+from .inpaint_tab import add_inpaint_tab
 from .task_tab import add_task_tab
 
 
@@ -21,11 +22,12 @@ CSS = """
 #sizes .caption-label {font-size: 10px; padding: 1px 3px; left: 2px; bottom: 2px; max-width: calc(100% - 4px);}
 #sizes .grid-wrap {max-height: 240px;}
 #history .grid-container {grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important;}
-#result img, #images img {object-fit: contain;}
-#slider, #history {max-width: 100%; overflow: hidden;}
+.result img {object-fit: contain;}
+.slider, #history {max-width: 100%; overflow: hidden;}
 footer {display: none !important;}
 @media (max-width: 640px) {
   .gradio-container > * {padding: 8px !important;}
+  .tab-container button {padding: 0 9px !important;}
   #chat {height: 60vh !important;}
 }
 """
@@ -43,7 +45,7 @@ def build_demo(host: EngineHost, title: str = "Lumina-mGPT") -> gr.Blocks:
         gr.Markdown(f"# {title}")
         history = gr.State(new_history)
         with gr.Tabs():
-            finished = [add_image_tab(host, history), add_task_tab(host, history)]
+            finished = [add(host, history) for add in (add_image_tab, add_task_tab, add_inpaint_tab)]
             add_chat_tab(host)
             add_history_tab(history, finished)
     # Whoever comes waits in the host, which knows how much fits.

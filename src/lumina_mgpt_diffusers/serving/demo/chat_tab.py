@@ -155,7 +155,7 @@ def add_chat_tab(host: EngineHost) -> None:
 
 async def _parts(host: EngineHost, job: Job, folder: str) -> AsyncIterator[tuple[TextPart | ImagePart | None, Any]]:
     """The parts of an answer with what the page shows of them, and images that grow, which are no parts yet."""
-    reader = host.answer_reader()
+    reader = host.pipe.answer_reader()
     async for event in job:
         if isinstance(event, RowsDone):
             image = await asyncio.wrap_future(host.decode(event.codes))

@@ -11,11 +11,13 @@ import gradio as gr
 import PIL.Image
 import torch
 
+from ...lumina_mgpt import PanelTask
 from ...lumina_mgpt.image_encoding import prepare_image
 from ..host import EngineHost
+from .comparison import Comparison
 from .controls import SamplerControls, seed_controls, seed_of
-from .history import History, save_result
-from .sampling import every_for, growing_images, start
+from .history import History
+from .sampling import every_for, start
 
 
 def add_task_tab(host: EngineHost, history: gr.State) -> Any:
@@ -33,14 +35,11 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
                 cancel = gr.Button("Cancel", variant="stop", elem_id="task-cancel", min_width=100)
             seed, is_random = seed_controls()
             sampler = SamplerControls.add(host)
-        with gr.Column(min_width=300):
-            slider = gr.ImageSlider(label="Before and after", type="pil", format="png", elem_id="slider")
-            output = gr.Image(label="Result", format="png", interactive=False, elem_id="result", elem_classes="result")
-            settings = gr.Code(label="Settings", language="json", interactive=False, elem_id="task-settings")
+        comparison = Comparison.add("task")
 
     async def run_task(
         image: PIL.Image.Image | None,
-        task: str,
+        name: str,
         prompt: str,
         seed: float | None,
         is_random: bool,
@@ -49,36 +48,26 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
     ) -> AsyncIterator[tuple]:
         if image is None:
             raise gr.Error("Give it an image first.", print_exception=False)
-        own = SamplerControls.read(sampler_values)
-        first = seed_of(seed, is_random)
+        task, own, first = tasks[name], SamplerControls.read(sampler_values), seed_of(seed, is_random)
+        said = prompt if task.needs_prompt else None
         before = await asyncio.to_thread(prepare_image, image, base_size, None, family.grid_size)
         job = start(
             host,
             "image_to_image",
             every=every_for(before.height, scale),
-            prompt=prompt if tasks[task].needs_prompt else None,
+            prompt=said,
             image=image,
-            task=task,
+            task=name,
             generator=torch.Generator().manual_seed(first),
             **own,
         )
-        yield (before, before), None, "", first, history
-        async for _, after, is_done in growing_images(host, job):
-            if is_done:
-                said = prompt if tasks[task].needs_prompt else None
-                made = {
-                    "task": task,
-                    "prompt": said,
-                    "height": after.height,
-                    "width": after.width,
-                    "seed": first,
-                    **own,
-                }
-                result = save_result(host, after, made, output.GRADIO_CACHE)
-                history.add(result)
-                yield (before, after), result.path, result.as_text, gr.skip(), history
-            else:
-                yield (before, after), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        settings = {"task": name, "prompt": said, "seed": first, **own}
+        if isinstance(task, PanelTask):
+            values = comparison.follow(host, job, before, {**settings, "result_only": True}, history, lower_panel)
+        else:
+            values = comparison.follow(host, job, before, settings, history)
+        async for value in values:
+            yield value
 
     def show_prompt(task: str) -> dict[str, Any]:
         return gr.update(visible=tasks[task].needs_prompt)
@@ -88,11 +77,16 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
         [run.click, prompt.submit],
         run_task,
         [image, task, prompt, seed, is_random, history, *sampler.components],
-        [slider, output, settings, seed, history],
+        [*comparison.components, seed, history],
         concurrency_limit=None,
         show_progress="minimal",
-        show_progress_on=[settings],
+        show_progress_on=[comparison.settings],
         api_name="run_task",
     )
     cancel.click(None, cancels=[running], api_visibility="private")
     return running
+
+
+def lower_panel(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The result of a task of two panels."""
+    return image.crop((0, image.height // 2, image.width, image.height))
