@@ -26,11 +26,16 @@ from lumina_mgpt_diffusers.cli import main
 from lumina_mgpt_diffusers.lumina_mgpt.families import find_family
 from lumina_mgpt_diffusers.original import convert_diffusers_to_original
 from lumina_mgpt_diffusers.shipped import model_source
+from lumina_mgpt_diffusers.training.arguments import LoraArguments
+from lumina_mgpt_diffusers.training.sources import dtype_on_disk, load_pipeline
 
 
 pytestmark = pytest.mark.skipif(not Path(POCKET).is_dir(), reason="the trained files are not there yet")
 
 SMALL = {"height": 32, "width": 64}
+
+LIGHT = {"transformer": None, "vqvae": None}
+"""What of a pipeline is not loaded where only its class and settings matter."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,16 +83,16 @@ def test_what_it_says_of_itself():
     "pipeline_class", [LuminaMGPTImg2ImgPipeline, LuminaMGPTInpaintPipeline, LuminaMGPTChatPipeline]
 )
 def test_by_its_name_in_every_pipeline(pipeline_class):
-    pipe = pipeline_class.from_pretrained("pocket")
+    pipe = pipeline_class.from_pretrained("pocket", vqvae=None)
     assert type(pipe) is pipeline_class and pipe.family is LUMINA_MGPT_POCKET
 
 
 def test_by_its_path_in_the_libraries():
-    assert type(DiffusionPipeline.from_pretrained(POCKET)) is LuminaMGPTPipeline
-    assert type(AutoPipelineForText2Image.from_pretrained(POCKET)) is LuminaMGPTPipeline
+    for loader in (DiffusionPipeline, AutoPipelineForText2Image):
+        assert type(loader.from_pretrained(POCKET, **LIGHT)) is LuminaMGPTPipeline
 
 
-def test_drafts_and_types_change_nothing(pocket):
+def test_drafts_change_nothing(pocket):
     codes = [
         pocket("a red ball", **SMALL, generator=seeded(), num_draft_tokens=number, output_type="latent").images
         for number in (0, 7, "auto")
@@ -95,15 +100,16 @@ def test_drafts_and_types_change_nothing(pocket):
     assert torch.equal(codes[0], codes[1]) and torch.equal(codes[0], codes[2])
 
 
-def test_a_folder_of_that_name(pocket, tmp_path, monkeypatch, caplog):
+def test_a_folder_of_that_name(pocket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("pocket").mkdir()
     assert model_source("pocket") == POCKET  # a folder without a model is none
     shutil.copytree(POCKET, "pocket", dirs_exist_ok=True)
     (config,) = Path("pocket").glob("scheduler/scheduler_config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"top_k": 7}))
-    assert LuminaMGPTPipeline.from_pretrained("pocket").scheduler.config.top_k == 7
-    assert LuminaMGPTPipeline.from_pretrained(POCKET).scheduler.config.top_k == pocket.scheduler.config.top_k
+    assert LuminaMGPTPipeline.from_pretrained("pocket", **LIGHT).scheduler.config.top_k == 7
+    packaged = LuminaMGPTPipeline.from_pretrained(POCKET, **LIGHT)
+    assert packaged.scheduler.config.top_k == pocket.scheduler.config.top_k
     assert model_source("./pocket") == "./pocket" and model_source(Path("pocket")) == Path("pocket")
 
 
@@ -121,6 +127,13 @@ def test_commands_without_a_model(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert "default: pocket" in " ".join(capsys.readouterr().out.split())
+
+
+def test_training_starts_from_it():
+    arguments = LoraArguments(pretrained_model_name_or_path="pocket")
+    assert dtype_on_disk(arguments) == "bfloat16"
+    pipe = load_pipeline(arguments, torch.float32, transformer=None)
+    assert pipe.family is LUMINA_MGPT_POCKET and pipe.vqvae.dtype is torch.float32
 
 
 def test_it_has_no_original_form(tmp_path):
