@@ -15,15 +15,6 @@ from ..shipped import POCKET_NAME
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    add_model_argument(group)
-    group.add_argument("--original_vqgan", help="VQ model of an original checkpoint: folder, file or Hub id")
-    group.add_argument("--original_tokenizer", help="tokenizer of an original checkpoint that has none")
-    group.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
-    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-
-
 def add_model_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--model",
@@ -31,6 +22,15 @@ def add_model_argument(parser: argparse._ActionsContainer) -> None:
         help="Hub id or folder, in diffusers' or the original format; default: %(default)s, the small model of this"
         " package",
     )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    add_model_argument(group)
+    group.add_argument("--original_vqgan", help="VQ model of an original checkpoint: folder, file or Hub id")
+    group.add_argument("--original_tokenizer", help="tokenizer of an original checkpoint that has none")
+    group.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
+    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
 
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
