@@ -132,7 +132,7 @@ def test_commands_without_a_model(tmp_path, monkeypatch, capsys):
 def test_training_starts_from_it():
     arguments = LoraArguments(pretrained_model_name_or_path="pocket")
     assert dtype_on_disk(arguments) == "bfloat16"
-    pipe = load_pipeline(arguments, torch.float32, transformer=None)
+    pipe = load_pipeline(arguments, torch.float32)
     assert pipe.family is LUMINA_MGPT_POCKET and pipe.vqvae.dtype is torch.float32
 
 
