@@ -27,8 +27,8 @@ PROMPTS = (
     "a purple ring, an orange cone and a turquoise diamond on a white floor",
 )
 
-SIZES = ((192, 192), (160, 224), (128, 288), (96, 384), (224, 160), (288, 128), (384, 96))
-"""Height and width, of those of the last stage of training."""
+SIZES = (((96, 384), (128, 288), (160, 224)), ((192, 192), (224, 160)), ((288, 128),), ((384, 96),))
+"""Height and width, of those of the last stage of training, by column of the sheet."""
 
 SCENES = (
     ("a red ball to the left of a blue cube on a mint floor", "Make the cube yellow", "ball"),
@@ -85,12 +85,12 @@ def show_prompts(pipe: LuminaMGPTPipeline, seed: int) -> PIL.Image.Image:
 
 def show_sizes(pipe: LuminaMGPTPipeline, seed: int) -> PIL.Image.Image:
     """One prompt at sizes of one area, in one call."""
-    heights, widths = zip(*SIZES)
-    generators = [seeded(seed + index) for index in range(len(SIZES))]
-    prompts = [PROMPTS[0]] * len(SIZES)
+    heights, widths = zip(*(size for column in SIZES for size in column))
+    generators = [seeded(seed + index) for index in range(len(heights))]
+    prompts = [PROMPTS[0]] * len(heights)
     images = pipe(prompts, height=list(heights), width=list(widths), generator=generators).images
-    cells = [labelled(image, f"{image.width}x{image.height}") for image in images]
-    return in_rows([cells[:4], cells[4:]])
+    cells = (labelled(image, f"{image.width}x{image.height}") for image in images)
+    return in_rows([[in_rows([[next(cells)] for _ in column]) for column in SIZES]])
 
 
 def show_tasks(pipe: LuminaMGPTPipeline, seed: int) -> PIL.Image.Image:
