@@ -8,9 +8,9 @@ Time per code of the original's strategy, of transformers' `generate` and of thi
     python benchmarks/decode.py --shape 2.0 --num_layers 4 --size 256 --max_steps 100 --modes original ours
 
 Random weights serve for the time of a step; they say nothing of how many drafts are right, so that the modes with
-drafts are to be read by their ms per step only. With `--max_steps` only some steps are made, in the middle of the
-image, where the KV cache has its mean length. With `--check` it also tests, in float32 on the tiny shape, that all
-modes give the same codes.
+drafts are to be read by their ms per step only. Where a whole image does not fit into a mode's part of `--minutes`, or
+with `--max_steps`, only some steps are made, in the middle of the image, where the KV cache has its mean length. With
+`--check` it also tests, in float32 on the tiny shape, that all modes give the same codes.
 """
 
 from __future__ import annotations
@@ -225,6 +225,7 @@ def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
     # `generate` makes a step of its own for every row end.
     num_steps = num_codes / best["codes_per_step"] if mode.is_ours else num_tokens
     best["seconds_per_image"] = best["ms_per_step"] / 1e3 * num_steps / task.batch_size
+    best["is_whole"] = not task.max_steps
     best["codes_per_second"] = num_codes / best["seconds_per_image"]
     rows = task.batch_size * (2 if task.guidance_scale != 1.0 else 1)
     weights = weight_bytes(transformer, task.vocabulary.num_codes)
@@ -240,6 +241,14 @@ def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
     return best
 
 
+def steps_that_fit(name: str, task: Task, bandwidth: float, seconds: float) -> int | None:
+    """How many steps of a mode take about so many seconds, None if a whole image takes no longer."""
+    few = 4
+    step_seconds = run(name, replace(task, max_steps=few), 1, bandwidth)["ms_per_step"] / 1e3
+    number = int(seconds / step_seconds)
+    return None if number >= task.rows * (task.columns + 1) else max(number, few)
+
+
 def describe(result: dict, baseline: dict) -> str:
     line = (
         f"{result['mode']:16} {result['ms_per_step']:8.2f} ms/step  {result['codes_per_second']:9.2f} codes/s"
@@ -247,6 +256,8 @@ def describe(result: dict, baseline: dict) -> str:
         f" {baseline['seconds_per_image'] / result['seconds_per_image']:5.2f}x {baseline['mode']} "
         f" {result['bandwidth_fraction']:4.0%} of bandwidth"
     )
+    if result["is_whole"]:
+        line += ", whole images"
     if "outside_forward" in result:
         line += f", {result['outside_forward']:.1%} outside the forward"
     for key, words in (("peak_gib", "peak"), ("resident_gib", "resident")):
@@ -284,7 +295,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["original", "generate", "ours"])
     parser.add_argument("--batch_size", type=int, default=1, help="images at once, for this project's modes")
     parser.add_argument("--guidance_scale", type=float, default=4.0)
-    parser.add_argument("--max_steps", type=int, help="stop after so many steps, enough to time one")
+    parser.add_argument("--max_steps", type=int, help="stop after so many steps; default: as many as fit --minutes")
+    parser.add_argument("--minutes", type=float, default=4.0, help="for all modes, without compiling; default: 4")
     parser.add_argument("--repeats", type=int, default=2, help="the fastest run counts")
     parser.add_argument("--check", action="store_true", help="first test that all modes give the same codes")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
@@ -318,6 +330,10 @@ def main() -> None:
     print(f"weights read per forward {gibibytes:.2f} GiB, bandwidth {bandwidth / 1e9:.1f} GB/s")
     results = []
     for mode in args.modes:
+        # Weights can be quantised but once: such a mode takes as many steps as the one before it.
+        if args.max_steps is None and not MODES[mode].has_int8:
+            share = 60 * args.minutes / len(args.modes) / (args.repeats + 1)
+            task = replace(task, max_steps=steps_that_fit(mode, task, bandwidth, share))
         results.append(run(mode, task, args.repeats, bandwidth))
         print(describe(results[-1], results[0]), flush=True)
     if args.output:

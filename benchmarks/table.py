@@ -99,10 +99,9 @@ def main() -> None:
         finally:
             if MODES[mode].has_int8:
                 transformer = task = None
-        whole = "" if "max_steps" in changes else ", whole image"
-        result |= {"size": size, "batch_size": changes.get("batch_size", 1), "is_whole": bool(whole)}
+        result |= {"size": size, "batch_size": changes.get("batch_size", 1)}
         record["results"].append(result)
-        print(f"{size:5} px x{result['batch_size']:<3}", describe(result, record["results"][0]) + whole, flush=True)
+        print(f"{size:5} px x{result['batch_size']:<3}", describe(result, record["results"][0]), flush=True)
         partial = args.output.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=2) + "\n")
         os.replace(partial, args.output)

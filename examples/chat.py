@@ -6,7 +6,7 @@ Talk to Lumina-mGPT in a terminal, with images in and out.
 
 An image goes where its path stands after an @, as in `Describe @fox.png in detail.` or `Make it night. @"my fox.png"`.
 The images of the answers are saved to `--output`. `/new` begins a new conversation, `/quit` or the end of input ends.
-Without `--model` it runs on a tiny checkpoint, which knows no more than a few sentences.
+Without `--model` it runs on the pocket model of the package, which answers questions about toys in few words.
 """
 
 import argparse
@@ -16,15 +16,16 @@ from pathlib import Path
 
 import torch
 
-from lumina_mgpt_diffusers import ImagePart, LuminaMGPTChatPipeline, LuminaMGPTConversation, LuminaMGPTScheduler
-
-
-TINY_MODEL = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
+from lumina_mgpt_diffusers import ImagePart, LuminaMGPTChatPipeline, LuminaMGPTConversation
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Talk to Lumina-mGPT.")
-    parser.add_argument("--model", help="Hub id or folder, in diffusers' or the original format; default: a tiny one")
+    parser.add_argument(
+        "--model",
+        default="pocket",
+        help="Hub id or folder, in diffusers' or the original format; default: the small model of the package",
+    )
     parser.add_argument(
         "--original_vqgan", help="VQ files for a --model in the original format: folder, file or Hub id"
     )
@@ -43,22 +44,9 @@ def parse_args() -> argparse.Namespace:
 
 def load_pipeline(args: argparse.Namespace) -> LuminaMGPTChatPipeline:
     dtype = getattr(torch, args.dtype or ("float32" if args.device == "cpu" else "bfloat16"))
-    if args.model is None:
-        print("No --model given: using a tiny checkpoint, which knows no more than a few sentences.")
-        pipe = LuminaMGPTChatPipeline.from_pretrained(
-            TINY_MODEL / "7b_like_trained" / "ckpt",
-            original_vqgan=TINY_MODEL / "vqgan",
-            original_tokenizer=TINY_MODEL / "7b_like" / "ckpt",
-            scheduler=LuminaMGPTScheduler(resolution=96),
-            dtype=dtype,
-        )
-    else:
-        pipe = LuminaMGPTChatPipeline.from_pretrained(
-            args.model,
-            original_vqgan=args.original_vqgan,
-            original_tokenizer=args.original_tokenizer,
-            dtype=dtype,
-        )
+    pipe = LuminaMGPTChatPipeline.from_pretrained(
+        args.model, original_vqgan=args.original_vqgan, original_tokenizer=args.original_tokenizer, dtype=dtype
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(args.device)
 

@@ -6,8 +6,8 @@ Edit images, or get their depth, normals, segmentation, pose or detections, with
         --image fox.png --prompt "Make it night." --output night.png
     python examples/image_to_image.py … --image fox.png --task depth --output depth.png
 
-What an image means as numbers (depth, normals, labels) is saved beside it as `.npy`. Without `--model` it runs on a
-tiny checkpoint, and without `--image` on a made-up picture.
+What an image means as numbers (depth, normals, labels) is saved beside it as `.npy`. Without `--model` it runs on the
+pocket model of the package, which knows toys, and without `--image` on a picture that the model draws first.
 """
 
 import argparse
@@ -17,15 +17,16 @@ import numpy as np
 import PIL.Image
 import torch
 
-from lumina_mgpt_diffusers import TASKS, LuminaMGPTImg2ImgPipeline, LuminaMGPTScheduler
-
-
-TINY_MODEL = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
+from lumina_mgpt_diffusers import TASKS, LuminaMGPTImg2ImgPipeline, LuminaMGPTPipeline
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Generate images from images with Lumina-mGPT.")
-    parser.add_argument("--model", help="Hub id or folder, in diffusers' or the original format; default: a tiny one")
+    parser.add_argument(
+        "--model",
+        default="pocket",
+        help="Hub id or folder, in diffusers' or the original format; default: the small model of the package",
+    )
     parser.add_argument(
         "--original_vqgan", help="VQ files for a --model in the original format: folder, file or Hub id"
     )
@@ -50,27 +51,16 @@ def parse_args() -> argparse.Namespace:
 
 def load_pipeline(args: argparse.Namespace) -> LuminaMGPTImg2ImgPipeline:
     dtype = getattr(torch, args.dtype or ("float32" if args.device == "cpu" else "bfloat16"))
-    if args.model is None:
-        print("No --model given: using a tiny checkpoint, which makes noise.")
-        pipe = LuminaMGPTImg2ImgPipeline.from_pretrained(
-            TINY_MODEL / "7b_like_trained" / "ckpt",
-            original_vqgan=TINY_MODEL / "vqgan",
-            original_tokenizer=TINY_MODEL / "7b_like" / "ckpt",
-            scheduler=LuminaMGPTScheduler(resolution=96),
-            dtype=dtype,
-        )
-    else:
-        pipe = LuminaMGPTImg2ImgPipeline.from_pretrained(
-            args.model,
-            original_vqgan=args.original_vqgan,
-            original_tokenizer=args.original_tokenizer,
-            dtype=dtype,
-        )
+    pipe = LuminaMGPTImg2ImgPipeline.from_pretrained(
+        args.model, original_vqgan=args.original_vqgan, original_tokenizer=args.original_tokenizer, dtype=dtype
+    )
     return pipe.to(args.device)
 
 
-def made_up_picture() -> PIL.Image.Image:
-    return PIL.Image.merge("RGB", [PIL.Image.radial_gradient("L"), *[PIL.Image.linear_gradient("L")] * 2])
+def draw_picture(pipe: LuminaMGPTImg2ImgPipeline, seed: int) -> PIL.Image.Image:
+    """A picture by the same model, to have one."""
+    generator = torch.Generator().manual_seed(seed)
+    return LuminaMGPTPipeline.from_pipe(pipe)("a red ball and a blue cube", generator=generator).images[0]
 
 
 def main() -> None:
@@ -78,7 +68,7 @@ def main() -> None:
     pipe = load_pipeline(args)
     output = pipe(
         args.prompt,
-        image=[args.image or [made_up_picture()]],
+        image=[args.image or [draw_picture(pipe, args.seed)]],
         task=args.task or ("depth" if args.prompt is None else "edit"),
         height=args.height,
         width=args.width,

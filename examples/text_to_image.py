@@ -5,7 +5,7 @@ Generate images from text and save them as PNG files that carry their settings.
     python examples/text_to_image.py --model Alpha-VLLM/Lumina-mGPT-7B-768 --original_vqgan chameleon/tokenizer \
         --prompt "a red fox in the snow" --seed 0 --output fox.png
 
-Without `--model` it runs on a tiny checkpoint with random weights, which makes noise.
+Without `--model` it runs on the pocket model of the package, which knows toys on a floor and nothing else.
 """
 
 import argparse
@@ -19,17 +19,18 @@ from PIL.PngImagePlugin import PngInfo
 from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler
 
 
-TINY_MODEL = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Generate images from text with Lumina-mGPT.")
-    parser.add_argument("--model", help="Hub id or folder, in diffusers' or the original format; default: a tiny one")
+    parser.add_argument(
+        "--model",
+        default="pocket",
+        help="Hub id or folder, in diffusers' or the original format; default: the small model of the package",
+    )
     parser.add_argument(
         "--original_vqgan", help="VQ files for a --model in the original format: folder, file or Hub id"
     )
     parser.add_argument("--original_tokenizer", help="tokenizer for a --model in the original format, if it has none")
-    parser.add_argument("--prompt", default="a red fox in the snow")
+    parser.add_argument("--prompt", default="a red ball to the left of a blue cube")
     parser.add_argument("--negative_prompt")
     parser.add_argument("--height", type=int, help="in pixels, a multiple of 32; default: the model's base size")
     parser.add_argument("--width", type=int, help="in pixels, a multiple of 32; default: the model's base size")
@@ -49,21 +50,12 @@ def parse_args() -> argparse.Namespace:
 
 def load_pipeline(args: argparse.Namespace) -> LuminaMGPTPipeline:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
-    if args.model is None:
-        print("No --model given: using a tiny checkpoint with random weights, which makes noise.")
-        pipe = LuminaMGPTPipeline.from_pretrained(
-            TINY_MODEL / "7b_like" / "ckpt",
-            original_vqgan=TINY_MODEL / "vqgan",
-            scheduler=LuminaMGPTScheduler(resolution=96),
-            dtype=getattr(torch, dtype),
-        )
-    else:
-        pipe = LuminaMGPTPipeline.from_pretrained(
-            args.model,
-            original_vqgan=args.original_vqgan,
-            original_tokenizer=args.original_tokenizer,
-            dtype=getattr(torch, dtype),
-        )
+    pipe = LuminaMGPTPipeline.from_pretrained(
+        args.model,
+        original_vqgan=args.original_vqgan,
+        original_tokenizer=args.original_tokenizer,
+        dtype=getattr(torch, dtype),
+    )
     if args.num_draft_tokens is not None:
         config = pipe.scheduler.config
         pipe.scheduler = LuminaMGPTScheduler.from_config(config, num_draft_tokens=args.num_draft_tokens)
@@ -101,7 +93,7 @@ def main() -> None:
     for seed, image in zip(seeds, images):
         path = output if len(images) == 1 else output.with_stem(f"{output.stem}_{seed}")
         settings = {
-            "model": args.model or "tiny",
+            "model": args.model,
             "prompt": args.prompt,
             "negative_prompt": args.negative_prompt,
             "height": image.height,

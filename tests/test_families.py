@@ -93,13 +93,13 @@ def make_transformer(tokenizer: PreTrainedTokenizerFast, **values) -> LuminaMGPT
 
 def make_vqvae() -> VQModel:
     return VQModel(
-        block_out_channels=[8] * 4,
+        block_out_channels=[32] * 4,
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
         latent_channels=2,
         vq_embed_dim=2,
         num_vq_embeddings=24,
-        norm_num_groups=8,
+        norm_num_groups=32,
         lookup_from_codebook=True,
         scaling_factor=1.0,
     ).eval()
@@ -228,7 +228,7 @@ def test_a_family_that_is_not_registered(pipe, original, tmp_path):
     shutil.copytree(original, tmp_path, dirs_exist_ok=True)
     config = json.loads((original / "config.json").read_text()) | {"model_family": "unheard-of"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    known = r"\['lumina-mgpt', 'lumina-mgpt-2', 'chameleon', 'cells'.*\]"
+    known = r"\['lumina-mgpt', 'lumina-mgpt-2', 'chameleon', 'pocket', 'cells'.*\]"
     message = rf"has to be one of {known} .* but is 'unheard-of'.*register_family"
     with pytest.raises(ValueError, match=message):
         LuminaMGPTPipeline.from_pretrained(tmp_path, original_vqgan=original / "vqvae")

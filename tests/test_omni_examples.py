@@ -43,16 +43,18 @@ def test_an_example_runs_as_it_stands(tmp_path, name):
     assert process.returncode == 0
 
 
-def test_image_to_image(tmp_path, run):
+def test_image_to_image(tmp_path, run, saved_folder):
     image = tmp_path / "in.png"
     PIL.Image.fromarray(arrays("7b_like/images.npz")["rgb_128x64_wh"]).save(image)
-    said = run("image_to_image.py", "--image", image, "--top_k", "1", "--output", tmp_path / "out" / "depth.png")
+    options = ["--model", saved_folder, "--top_k", "1", "--output", tmp_path / "out" / "depth.png"]
+    said = run("image_to_image.py", "--image", image, *options)
     assert PIL.Image.open(tmp_path / "out" / "depth.png").size == (128, 64)
     assert np.load(tmp_path / "out" / "depth.npy").shape == (64, 128)
     assert said.count("Saved") == 2
 
 
-def test_chat(tmp_path, run):
+def test_chat(tmp_path, run, trained_pipe):
+    trained_pipe.save_pretrained(tmp_path / "model")
     picture = trained_runs()["understand"]["images"][0]
     PIL.Image.fromarray(picture).resize((96, 96)).save(tmp_path / "my fox.png")
     lines = [
@@ -65,7 +67,17 @@ def test_chat(tmp_path, run):
     ]
     said = run(
         "chat.py",
-        *["--greedy", "--guidance_scale", "3", "--output", tmp_path / "images", "--max_new_tokens", "40"],
+        *[
+            "--model",
+            tmp_path / "model",
+            "--greedy",
+            "--guidance_scale",
+            "3",
+            "--output",
+            tmp_path / "images",
+            "--max_new_tokens",
+            "40",
+        ],
         stdin="\n".join(lines),
     )
     answers = said.split("> ")[1:]

@@ -155,6 +155,15 @@ def test_back_to_the_original(vqvae, original, tmp_path):
     assert_same(load_vqvae(tmp_path), vqvae)
 
 
+def test_norms_that_the_original_does_not_have():
+    """They would be read back with other groups, and decode to other images."""
+    halves = VQModel(block_out_channels=(32,), latent_channels=4, num_vq_embeddings=8, norm_num_groups=16)
+    with pytest.raises(
+        ValueError, match=r"norms of 16 groups \(`norm_num_groups`\), but the original's always have 32"
+    ):
+        original_vqgan_files(halves)
+
+
 class Evil:
     def __init__(self, path):
         self.path = path

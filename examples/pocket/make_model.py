@@ -17,11 +17,17 @@ from diffusers import VQModel
 from make_tokenizer import make_tokenizer
 from transformers import ChameleonConfig, PreTrainedTokenizerFast
 
-from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler, LuminaMGPTTransformer
+from lumina_mgpt_diffusers import (
+    LUMINA_MGPT_POCKET,
+    LuminaMGPTPipeline,
+    LuminaMGPTScheduler,
+    LuminaMGPTTransformer,
+)
 
 
 def make_transformer(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> LuminaMGPTTransformer:
     config = ChameleonConfig(
+        model_family=LUMINA_MGPT_POCKET.name,
         # The head is fastest with a number of tokens that is a multiple of 64.
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=args.hidden_size,
@@ -66,7 +72,7 @@ def main() -> None:
         tokenizer=tokenizer,
         transformer=make_transformer(tokenizer, args).to(dtype),
         vqvae=vqvae,
-        scheduler=LuminaMGPTScheduler(resolution=args.resolution, guidance_scale=3.0, top_k=0),
+        scheduler=LuminaMGPTScheduler(resolution=args.resolution),
     )
     pipe.save_pretrained(args.output)
     num_parameters = sum(parameter.numel() for parameter in pipe.transformer.parameters())

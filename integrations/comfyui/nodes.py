@@ -104,7 +104,8 @@ class LoadLuminaMGPT(io.ComfyNode):
                 io.String.Input(
                     "model",
                     default="Alpha-VLLM/Lumina-mGPT-7B-768",
-                    tooltip="A folder in models/diffusers, another folder, or the id of a repository on the Hub.",
+                    tooltip="A folder in models/diffusers, another folder, the id of a repository on the Hub,"
+                    " or pocket for the small model of the package.",
                 ),
                 io.String.Input(
                     "original_vqgan",

@@ -5,6 +5,7 @@ from .lumina_mgpt import (
     CHAMELEON,
     LUMINA_MGPT,
     LUMINA_MGPT_2,
+    LUMINA_MGPT_POCKET,
     TASKS,
     CodeTokens,
     ImagePart,
@@ -34,6 +35,7 @@ from .lumina_mgpt import (
 from .memory import MemoryEstimate, estimate_memory, largest_batch
 from .modular import LuminaMGPTAutoBlocks, LuminaMGPTModularPipeline
 from .registration import register
+from .shipped import POCKET
 
 
 __version__ = "0.1.0"
@@ -44,6 +46,7 @@ __all__ = [
     "ImagePart",
     "LUMINA_MGPT",
     "LUMINA_MGPT_2",
+    "LUMINA_MGPT_POCKET",
     "LuminaMGPTAutoBlocks",
     "LuminaMGPTChatPipeline",
     "LuminaMGPTChatPipelineOutput",
@@ -59,6 +62,7 @@ __all__ = [
     "LuminaMGPTTransformer",
     "MemoryEstimate",
     "ModelFamily",
+    "POCKET",
     "PanelTask",
     "TASKS",
     "Task",

@@ -98,7 +98,8 @@ def estimate_memory(
     mlp = 3 * config.hidden_size * config.intermediate_size
     norms = 2 * config.hidden_size + 2 * (config.hidden_size + kv_size)
     layer = (attention + mlp) * (weight_bits / 8 if weight_bits else element) + norms * element
-    embeddings = 2 * config.vocab_size * config.hidden_size * element
+    num_matrices = 1 if config.tie_word_embeddings else 2
+    embeddings = num_matrices * config.vocab_size * config.hidden_size * element
     weights = int(config.num_hidden_layers * layer) + embeddings + vqvae_parameters * element
 
     num_rows, num_columns = height // patch_size, width // patch_size

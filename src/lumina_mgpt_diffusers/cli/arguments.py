@@ -9,14 +9,24 @@ import torch
 
 from ..lumina_mgpt import LuminaMGPTScheduler
 from ..lumina_mgpt.pipeline_base import LuminaMGPTBasePipeline
+from ..shipped import POCKET_NAME
 
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def add_model_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--model",
+        default=POCKET_NAME,
+        help="Hub id or folder, in diffusers' or the original format; default: %(default)s, the small model of this"
+        " package",
+    )
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=True, help="Hub id or folder, in diffusers' or the original format")
+    add_model_argument(group)
     group.add_argument("--original_vqgan", help="VQ model of an original checkpoint: folder, file or Hub id")
     group.add_argument("--original_tokenizer", help="tokenizer of an original checkpoint that has none")
     group.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")

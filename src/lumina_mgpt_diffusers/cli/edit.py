@@ -20,6 +20,7 @@ from .arguments import (
 
 EXAMPLE = """\
 examples:
+  lumina-mgpt edit toys.png --prompt "Remove the cube" -o without.png
   lumina-mgpt edit fox.png --prompt "Make it night." --model lumina-mgpt-7b-768-omni --output night.png
   lumina-mgpt edit fox.png --task depth --model lumina-mgpt-7b-768-omni --output depth.png
 
@@ -44,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--result_only", action="store_true", help="of two panels, leave the given one out")
     parser.add_argument("--free_size", action="store_true", help="let the model choose the size")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("lumina_mgpt.png"), help="default: %(default)s")
+    parser.add_argument("-o", "--output", type=Path, default=Path("lumina_mgpt.png"), help="default: %(default)s")
     add_sampler_arguments(parser)
     add_model_arguments(parser)
     parser.set_defaults(run=run)

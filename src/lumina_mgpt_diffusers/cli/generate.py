@@ -17,7 +17,8 @@ from .arguments import (
 
 
 EXAMPLE = """\
-example:
+examples:
+  lumina-mgpt generate "a red ball to the left of a blue cube" -o toys.png
   lumina-mgpt generate "a red fox in the snow" --model lumina-mgpt-7b-768 --seed 0 --output fox.png
 
 Several prompts, or several images of each, are made in one batch. Image i has the seed `--seed` + i, which then stands
@@ -38,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_size_arguments(parser, "the model's base size")
     parser.add_argument("--num_images", type=int, default=1, help="images of each prompt; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--output", default="lumina_mgpt.png", help="default: %(default)s")
+    parser.add_argument("-o", "--output", default="lumina_mgpt.png", help="default: %(default)s")
     add_sampler_arguments(parser)
     add_model_arguments(parser)
     parser.set_defaults(run=run)

@@ -7,8 +7,10 @@ import torch
 from transformers import ChameleonConfig
 from transformers.utils import cached_file
 
+from ..lumina_mgpt.families import find_family
 from ..memory import estimate_memory, largest_batch
-from .arguments import DTYPES, draft_tokens
+from ..shipped import model_source
+from .arguments import DTYPES, add_model_argument, draft_tokens
 
 
 GIB = 2**30
@@ -20,9 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="how much memory a call needs",
         description="Estimate the memory of a text-to-image call. Only the model's configuration is read.",
     )
-    parser.add_argument("--model", required=True, help="Hub id or folder, in diffusers' or the original format")
-    parser.add_argument("--height", type=int, default=768, help="in pixels; default: %(default)s")
-    parser.add_argument("--width", type=int, default=768, help="in pixels; default: %(default)s")
+    add_model_argument(parser)
+    parser.add_argument("--height", type=int, help="in pixels; default: the model's base size")
+    parser.add_argument("--width", type=int, help="in pixels; default: the model's base size")
     parser.add_argument("--num_images", type=int, default=1, help="images at once; default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
     parser.add_argument("--weight_bits", type=int, help="of the layers' weights, if they are quantised, such as 8")
@@ -33,25 +35,28 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for name in ("height", "width", "num_images"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"`{name}` has to be 1 or more but is {getattr(args, name)}.")
     config = read_config(args.model)
+    base_size = getattr(config, "base_size", None) or find_family(config, config.vocabulary_map or {}).base_size
+    height, width = (base_size if side is None else side for side in (args.height, args.width))
+    for name, value in {"height": height, "width": width, "num_images": args.num_images}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` has to be 1 or more but is {value}.")
     settings = {
         "dtype": getattr(torch, args.dtype),
         "weight_bits": args.weight_bits,
         "guidance": not args.no_guidance,
         "num_draft_tokens": args.num_draft_tokens,
     }
-    estimate = estimate_memory(config, args.height, args.width, args.num_images, **settings)
+    estimate = estimate_memory(config, height, width, args.num_images, **settings)
     for name in ("weights", "kv_cache", "drafts", "activations", "total"):
         print(f"{name.replace('_', ' '):12}{getattr(estimate, name) / GIB:8.2f} GiB")
     if args.available is not None:
-        number = largest_batch(int(args.available * GIB), config, args.height, args.width, **settings)
+        number = largest_batch(int(args.available * GIB), config, height, width, **settings)
         print(f"{args.available:g} GiB hold {number} images at once")
 
 
 def read_config(model: str) -> ChameleonConfig:
     """The transformer's configuration, in a pipeline's folder or an original one."""
+    model = model_source(model)
     path = cached_file(model, "config.json", subfolder="transformer", _raise_exceptions_for_missing_entries=False)
     return ChameleonConfig.from_json_file(path or cached_file(model, "config.json"))

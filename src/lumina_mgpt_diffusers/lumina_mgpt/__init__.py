@@ -3,7 +3,15 @@
 
 from .calls import LuminaMGPTStreamOutput
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
-from .families import CHAMELEON, LUMINA_MGPT, LUMINA_MGPT_2, CodeTokens, ModelFamily, register_family
+from .families import (
+    CHAMELEON,
+    LUMINA_MGPT,
+    LUMINA_MGPT_2,
+    LUMINA_MGPT_POCKET,
+    CodeTokens,
+    ModelFamily,
+    register_family,
+)
 from .pipeline_lumina_mgpt import LuminaMGPTPipeline
 from .pipeline_lumina_mgpt_chat import LuminaMGPTChatPipeline
 from .pipeline_lumina_mgpt_img2img import LuminaMGPTImg2ImgPipeline
@@ -26,6 +34,7 @@ __all__ = [
     "ImagePart",
     "LUMINA_MGPT",
     "LUMINA_MGPT_2",
+    "LUMINA_MGPT_POCKET",
     "LuminaMGPTChatPipeline",
     "LuminaMGPTChatPipelineOutput",
     "LuminaMGPTConversation",

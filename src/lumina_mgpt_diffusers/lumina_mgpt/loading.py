@@ -13,6 +13,7 @@ from packaging.version import Version
 from ..files import read_json
 from ..original.files import FileSource, read_weight_map
 from ..original.layout import checked_config, original_as_diffusers
+from ..shipped import model_source
 from .families import ModelFamily
 from .validation import shown
 
@@ -49,10 +50,11 @@ class OriginalCheckpointMixin:
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
-                A Hub id or a folder. Without a `model_index.json` it is taken for an original checkpoint
-                (`config.json` and safetensors of the transformer, as in `Alpha-VLLM/Lumina-mGPT-7B-768`). Its base
-                size is read from its configuration or from such a name; where they state none it is a guess, with a
-                warning: pass `scheduler=LuminaMGPTScheduler(resolution=…)`.
+                A Hub id, a folder, or `"pocket"` for the small model of this package (see `POCKET`), unless there is
+                a folder of that name that holds a model. Without a `model_index.json` it is taken for an original
+                checkpoint (`config.json` and safetensors of the transformer, as in `Alpha-VLLM/Lumina-mGPT-7B-768`).
+                Its base size is read from its configuration or from such a name; where they state none it is a guess,
+                with a warning: pass `scheduler=LuminaMGPTScheduler(resolution=…)`.
             original_vqgan (`str` or `os.PathLike`, *optional*):
                 Where the VQ model of an original checkpoint is, which does not hold one: a folder with `vqgan.ckpt`
                 and `vqgan.yaml` (the `tokenizer` folder of Meta's Chameleon download), such a `vqgan.ckpt`, a
@@ -80,6 +82,7 @@ class OriginalCheckpointMixin:
         ... ).to("cuda")
         ```
         """
+        pretrained_model_name_or_path = model_source(pretrained_model_name_or_path)
         hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         files = model_files(pretrained_model_name_or_path, **hub_kwargs)
         if not is_original(files):

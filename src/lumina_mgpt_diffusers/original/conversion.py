@@ -21,6 +21,7 @@ from ..files import files_in, move_files, read_json, staging_folder, write_json
 from ..lumina_mgpt.components import check_fit
 from ..lumina_mgpt.families import ModelFamily
 from ..repository import CARD_NAME, INDEX_NAME
+from ..shipped import model_source
 from .checkpoint import Shard, plan_shards
 from .files import FileSource, elsewhere, find_checkpoint, find_tokenizer
 from .layout import (
@@ -101,7 +102,7 @@ def convert_diffusers_to_original(pipeline: str | os.PathLike, output: str | os.
     `vqgan.yaml` in `original_tokenizers/`, or for Lumina-mGPT 2.0 `movqgan/270M/movqgan_270M.ckpt`.
 
     Args:
-        pipeline (`str` or `os.PathLike`): A folder or a Hub id.
+        pipeline (`str` or `os.PathLike`): A folder, a Hub id, or `"pocket"`.
         output (`str` or `os.PathLike`): Folder to write to.
         hub_kwargs: `cache_dir`, `revision`, `token`, `local_files_only`, `force_download`.
 
@@ -113,6 +114,7 @@ def convert_diffusers_to_original(pipeline: str | os.PathLike, output: str | os.
         `BlockingIOError`: If another process writes to the folder.
         `ValueError` or `OSError`: If a file is missing, or if the weights have no original form, see [`resize_norm`].
     """
+    pipeline = model_source(pipeline)
     accepted = "It takes a folder or a Hub id that `LuminaMGPTPipeline.save_pretrained` or the converter has written."
     files = FileSource(pipeline, "pipeline", accepted, **hub_kwargs)
     path = files.require("transformer/config.json")

@@ -35,6 +35,7 @@ ACCEPTED = (
 )
 
 YAML_NAME = "vqgan.yaml"
+NORM_NUM_GROUPS = 32
 CHECKPOINT_FOLDERS = ("", "tokenizer/", "original_tokenizers/")
 MOVQGAN_NAME = "movqgan_270M.ckpt"
 MOVQGAN_FOLDERS = ("", "movqgan/270M/", "lumina_mgpt/movqgan/270M/", "270M/", "original_tokenizers/")
@@ -168,7 +169,15 @@ def original_vqgan_files(vqvae: VQModel, name: str = "vqgan.ckpt") -> dict[str, 
 
     Returns:
         `dict[str, bytes]`: Content by name: the checkpoint and `vqgan.yaml`, or `movqgan_270M.ckpt` alone.
+
+    Raises:
+        `ValueError`: If the original files cannot say what the model is.
     """
+    if vqvae.config.norm_num_groups != NORM_NUM_GROUPS:
+        raise ValueError(
+            f"The VQ model has norms of {vqvae.config.norm_num_groups} groups (`norm_num_groups`), but the original's"
+            f" always have {NORM_NUM_GROUPS}: it has no original form."
+        )
     state_dict, config = vqvae_to_original(vqvae)
     state_dict = {name: tensor.contiguous() for name, tensor in state_dict.items()}
     checkpoint = BytesIO()
@@ -307,7 +316,7 @@ def _config(
         "down_block_types": tuple("Attn" * attends + "DownEncoderBlock2D" for attends in has_attention),
         "up_block_types": tuple("Attn" * attends + "UpDecoderBlock2D" for attends in reversed(has_attention)),
         "norm_type": norm_type,
-        "norm_num_groups": 32,
+        "norm_num_groups": NORM_NUM_GROUPS,
         "scaling_factor": 1.0,
         "mid_block_add_attention": True,
         "lookup_from_codebook": True,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from ..lumina_mgpt import LuminaMGPTPipeline
+from ..shipped import POCKET_NAME
 from .host import EngineHost
 from .limits import ServerLimits
 from .server import build_app
@@ -27,7 +28,7 @@ class Arguments(BaseModel):
     What the command may say, as `name=value`.
 
     Args:
-        model (`str`): Hub id or folder, which all machines have to see.
+        model (`str`, defaults to `"pocket"`): Hub id or folder, which all machines have to see.
         name (`str`, *optional*): The model's name for clients, by default that of its folder.
         original_vqgan (`str`, *optional*): VQ model of an original checkpoint.
         device (`str`, *optional*), dtype (`str`, *optional*): By default `"cuda"` and `"bfloat16"` with a GPU.
@@ -42,7 +43,7 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str
+    model: str = POCKET_NAME
     name: str | None = None
     original_vqgan: str | None = None
     device: str | None = None

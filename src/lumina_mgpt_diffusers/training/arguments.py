@@ -58,7 +58,9 @@ class DataArguments:
 class ModelArguments:
     """The pipeline that training starts from."""
 
-    pretrained_model_name_or_path: str = _flag("Folder or Hub id of a pipeline or an original checkpoint.", "")
+    pretrained_model_name_or_path: str = _flag(
+        "Folder or Hub id of a pipeline or an original checkpoint, or `pocket`, the small model of the package.", ""
+    )
     revision: str | None = _flag("Revision on the Hub.")
     variant: str | None = _flag("Variant of the files, such as bf16.")
     original_vqgan: str | None = _flag("VQ model for an original checkpoint.")

@@ -15,6 +15,7 @@ from ..lumina_mgpt.families import LUMINA_MGPT, ModelFamily
 from ..lumina_mgpt.loading import is_original, model_files
 from ..lumina_mgpt.pipeline_lumina_mgpt import LuminaMGPTPipeline
 from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
+from ..shipped import model_source
 from .arguments import DataArguments, ModelArguments
 from .encoding import EncodingSettings
 from .pretokenization import PretokenizationReport, pretokenize
@@ -48,7 +49,7 @@ def load_pipeline(
                 bnb_4bit_quant_storage=dtype,
             )
         kwargs["quantization_config"] = PipelineQuantizationConfig(quant_mapping={"transformer": config})
-    name = arguments.pretrained_model_name_or_path
+    name = model_source(arguments.pretrained_model_name_or_path)
     resolution = getattr(arguments, "resolution", None)
     if resolution is not None and is_original(model_files(name)):
         kwargs["scheduler"] = LuminaMGPTScheduler(resolution=resolution)
@@ -62,7 +63,7 @@ def dtype_on_disk(arguments: ModelArguments) -> str:
     Args:
         arguments ([`ModelArguments`]): The flags.
     """
-    name = arguments.pretrained_model_name_or_path
+    name = model_source(arguments.pretrained_model_name_or_path)
     subfolder = "" if is_original(model_files(name)) else "transformer"
     config, _ = ChameleonConfig.get_config_dict(name, subfolder=subfolder, revision=arguments.revision)
     return config.get("dtype") or config.get("torch_dtype") or "float32"

@@ -10,6 +10,7 @@ from .chameleon import CHAMELEON
 from .description import CodeTokens, ModelFamily
 from .lumina_mgpt import LUMINA_MGPT
 from .lumina_mgpt_2 import LUMINA_MGPT_2
+from .pocket import LUMINA_MGPT_POCKET
 from .registry import as_family, families, find_family, register_family
 
 
@@ -18,6 +19,7 @@ __all__ = [
     "CodeTokens",
     "LUMINA_MGPT",
     "LUMINA_MGPT_2",
+    "LUMINA_MGPT_POCKET",
     "ModelFamily",
     "as_family",
     "families",

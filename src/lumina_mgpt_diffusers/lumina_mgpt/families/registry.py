@@ -12,9 +12,12 @@ from .chameleon import CHAMELEON
 from .description import ModelFamily
 from .lumina_mgpt import LUMINA_MGPT
 from .lumina_mgpt_2 import LUMINA_MGPT_2
+from .pocket import LUMINA_MGPT_POCKET
 
 
-_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (LUMINA_MGPT, LUMINA_MGPT_2, CHAMELEON)}
+_FAMILIES: dict[str, ModelFamily] = {
+    family.name: family for family in (LUMINA_MGPT, LUMINA_MGPT_2, CHAMELEON, LUMINA_MGPT_POCKET)
+}
 
 
 def families() -> dict[str, ModelFamily]:
@@ -42,7 +45,7 @@ def register_family(family: ModelFamily) -> ModelFamily:
 
     >>> from lumina_mgpt_diffusers import LUMINA_MGPT, register_family
 
-    >>> register_family(replace(LUMINA_MGPT, name="pocket", num_codes=1024, base_size=96))
+    >>> register_family(replace(LUMINA_MGPT, name="small", num_codes=1024, base_size=96))
     ```
     """
     if not isinstance(family, ModelFamily):
