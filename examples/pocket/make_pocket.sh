@@ -8,7 +8,7 @@ set -euo pipefail
 WORK=pocket_work  # the recipes name it too; make it a link to put it elsewhere
 PYTHON=${PYTHON:-python}
 VQ_STEPS=${VQ_STEPS:-16500}
-SAMPLES=${SAMPLES:-300000}       # scenes of text to image for each stage
+STAGES=${STAGES:-96:40000 128:90000 192:100000}  # base size, and scenes of text to image
 TASK_SAMPLES=${TASK_SAMPLES:-40000}  # scenes of each other task
 POCKET=examples/pocket
 TASKS="caption depth normal segmentation detection control edit question conversation"
@@ -24,9 +24,9 @@ step $POCKET/train_vq.py --output "$WORK/vq" --max_train_steps "$VQ_STEPS"
 if [ ! -f "$WORK/start/model_index.json" ]; then
     step $POCKET/make_model.py --vqvae "$WORK/vq/vqvae" --output "$WORK/start"
 fi
-for base in 96 128 192; do
-    step $POCKET/make_data.py --pipeline "$WORK/start" --output "$WORK/data" --base_size $base \
-        --num_samples "$SAMPLES" --vqvae_dtype bfloat16
+for stage in $STAGES; do
+    step $POCKET/make_data.py --pipeline "$WORK/start" --output "$WORK/data" --base_size "${stage%:*}" \
+        --num_samples "${stage#*:}" --vqvae_dtype bfloat16
 done
 step examples/training/train_fp_sft.py --config $POCKET/recipes/fp_sft.yaml
 step $POCKET/make_data.py --pipeline "$WORK/start" --output "$WORK/data" --base_size 192 --tasks $TASKS \

@@ -27,7 +27,7 @@ PROMPTS = (
     "a purple ring, an orange cone and a turquoise diamond on a white floor",
 )
 
-SIZES = (((96, 384), (128, 288), (160, 224)), ((192, 192), (224, 160)), ((288, 128),), ((384, 96),))
+SIZES = (((64, 256), (96, 160), (96, 128)), ((128, 128), (128, 96)), ((160, 96), (64, 160)), ((256, 64),))
 """Height and width, of those of the last stage of training, by column of the sheet."""
 
 SCENES = (

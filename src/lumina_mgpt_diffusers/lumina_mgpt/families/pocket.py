@@ -18,7 +18,7 @@ LUMINA_MGPT_POCKET = replace(
         if name != "pose"
     },
     sampler={"guidance_scale": 3.0, "top_k": 0},
-    base_size=192,
+    base_size=128,
     released_names={},
     num_codes=1024,
     vq_parameters=1_596_979,
