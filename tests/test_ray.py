@@ -26,7 +26,7 @@ import pytest
 from lumina_mgpt_diffusers.serving.batch_job import BatchJob
 
 
-# Seconds that a node may take to start, for which a busy machine needs more than the default. Read on import.
+# Seconds in which a node has to be known to the others, for which a busy machine needs more than the default.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 
 ray = pytest.importorskip("ray")
