@@ -36,3 +36,6 @@ step $POCKET/finish_model.py --pipeline "$WORK/omni_sft/pipeline" --output "$WOR
 step $POCKET/evaluate.py --pipeline "$WORK/pocket" --output "$WORK/figures" --judge_only
 step $POCKET/evaluate.py --pipeline "$WORK/pocket" --output "$WORK/figures" --tasks --num_fid_images 500
 step $POCKET/evaluate.py --pipeline "$WORK/pocket" --output "$WORK/figures" --split held_out
+step $POCKET/finish_model.py --pipeline "$WORK/omni_sft/pipeline" --output "$WORK/pocket" --figures "$WORK/figures" \
+    --vq_figures "$WORK/vq/figures.jsonl" \
+    --training "$WORK"/fp_sft/{96,128,192}/pipeline/training.json "$WORK/omni_sft/pipeline/training.json"
