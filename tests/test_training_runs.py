@@ -324,3 +324,16 @@ def test_data_of_another_size_are_refused(finished, saved_folder, tmp_path):
     values["data"] = [f"{finished / 'data'}=much"]
     with pytest.raises(ValueError, match="`data` holds .*=much"):
         fine_tune(short_run(saved_folder, None, tmp_path / "run", **values))
+
+
+def test_no_denormal_numbers_are_left_to_slow_a_run_down(saved_folder, photos, tmp_path, monkeypatch):
+    tiny = torch.tensor(1e-20)
+    seen = []
+    step = Trainer.training_step
+    monkeypatch.setattr(
+        Trainer, "training_step", lambda *args, **kwargs: (seen.append(float(tiny * tiny)), step(*args, **kwargs))[1]
+    )
+    assert float(tiny * tiny) > 0
+    fine_tune(short_run(saved_folder, photos, tmp_path / "run", max_train_steps=1))
+    assert seen == [0.0]
+    assert float(tiny * tiny) > 0
