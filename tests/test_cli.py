@@ -156,9 +156,12 @@ def test_what_does_not_fit_is_said_without_a_traceback(refuses, saved_folder, pr
     assert "500" in refuses("generate", "a cat", *model, "--height", 500)
     assert "`num_images`" in refuses("generate", "a cat", *model, "--num_images", 0)
     assert "`height`" in refuses("memory", *model, "--height", 0)
-    assert "nowhere" in refuses("generate", "a cat", "--model", "nowhere")
     assert "nothing.png" in refuses("edit", "nothing.png", *model)
     assert "COMMAND" in refuses()
+
+
+def test_a_model_that_is_nowhere(refuses):
+    assert "nowhere" in refuses("generate", "a cat", "--model", "nowhere")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -176,6 +176,7 @@ def filled_cache(hub, cache) -> tuple[Path, dict]:
     code = (
         "model = 'tiny/pipeline'"
         + WITHOUT_IMPORT
+        + "__import__('huggingface_hub').snapshot_download(model)\n"
         + IMPORT
         + ROUTES
         + """
