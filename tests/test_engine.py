@@ -292,6 +292,17 @@ def test_many_rows_begin_with_small_windows():
     assert WindowTuner([2, 4, 8, 16, 32]).choose(32) == 2
 
 
+def test_a_window_there_was_no_room_for_is_not_judged():
+    tuner = WindowTuner([1, 2, 4, 8, 16, 32])
+    while (tried := tuner.choose(2)) == 16:
+        tuner.observe(16, 1.0, [3, 3])
+    for _ in range(2 * tuner.trial_steps):  # near the end of an image windows are smaller than was chosen
+        tuner.observe(16, 1.0, [3, 3])
+        assert tuner.choose(2) == tried
+    tuner.observe(tried, 1.0, [3, 3])
+    assert tuner.choose(2) != tried
+
+
 # Room
 
 

@@ -149,7 +149,8 @@ class WindowTuner:
         if self._tried is None:
             if self._steps >= self._interval and len(self._times[self._best]) >= 2:
                 self._try_next()
-        elif self._steps >= self.trial_steps:
+        elif self._steps >= self.trial_steps and self._times[self._tried]:
+            # Steps near the end of an image may have no room for the window that is tried.
             if self._rate(self._tried) > self._rate(self._best):
                 # A gain in this direction makes another one likely.
                 self._best, self._interval, self._steps = self._tried, self.trial_interval, self.trial_interval
