@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--model", default="pocket", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=[192, 192])
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=[128, 128])
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_drafts", type=int, nargs="+", default=[3, 7, 15, 31])
     parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0, 3.0])

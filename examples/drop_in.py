@@ -2,7 +2,7 @@
 """
 A script for any text-to-image pipeline of diffusers. For Lumina-mGPT it needs the import and the model id, no more.
 
-    python examples/drop_in.py --prompt "a red ball to the left of a blue cube"
+    python examples/drop_in.py --prompt "a red ball on a sand floor"
     python examples/drop_in.py --model lumina-mgpt-7b-768 --prompt "a red fox in the snow"
 """
 
@@ -17,7 +17,7 @@ from lumina_mgpt_diffusers import POCKET  # the import makes diffusers know the 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Generate images from text.")
     parser.add_argument("--model", default=POCKET, help="Hub id or folder of a pipeline; default: the pocket model")
-    parser.add_argument("--prompt", default="a red ball to the left of a blue cube")
+    parser.add_argument("--prompt", default="a red ball on a sand floor")
     parser.add_argument("--negative_prompt")
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)

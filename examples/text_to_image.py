@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
         "--original_vqgan", help="VQ files for a --model in the original format: folder, file or Hub id"
     )
     parser.add_argument("--original_tokenizer", help="tokenizer for a --model in the original format, if it has none")
-    parser.add_argument("--prompt", default="a red ball to the left of a blue cube")
+    parser.add_argument("--prompt", default="a red ball on a sand floor")
     parser.add_argument("--negative_prompt")
     parser.add_argument("--height", type=int, help="in pixels, a multiple of 32; default: the model's base size")
     parser.add_argument("--width", type=int, help="in pixels, a multiple of 32; default: the model's base size")

@@ -30,8 +30,6 @@ from lumina_mgpt_diffusers.training.arguments import LoraArguments
 from lumina_mgpt_diffusers.training.sources import dtype_on_disk, load_pipeline
 
 
-pytestmark = pytest.mark.skipif(not Path(POCKET).is_dir(), reason="the trained files are not there yet")
-
 SMALL = {"height": 32, "width": 64}
 
 LIGHT = {"transformer": None, "vqvae": None}

@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
     sampler = LUMINA_MGPT_POCKET.sampler
     parser.add_argument("--guidance_scale", type=float, default=sampler["guidance_scale"])
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=sampler["temperature"])
     parser.add_argument("--top_k", type=int, default=sampler["top_k"])
     parser.add_argument("--figures", type=Path, help="folder of the JSON files that evaluate.py wrote, for the card")
     parser.add_argument("--vq_figures", type=Path, help="figures.jsonl of train_vq.py, for the card")

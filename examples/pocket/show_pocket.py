@@ -21,10 +21,12 @@ from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTImg2ImgPipel
 
 
 PROMPTS = (
-    "a red ball to the left of a blue cube",
-    "three yellow stars on a charcoal floor",
-    "a striped green cylinder behind a pink heart",
-    "a purple ring, an orange cone and a turquoise diamond on a white floor",
+    "a large yellow star on a mint floor",
+    "a red ball on a sand floor",
+    "a purple cylinder on a white floor",
+    "two pink hearts",
+    "an orange ring on a charcoal floor",
+    "a green cone and a blue cube",
 )
 
 SIZES = (((64, 256), (96, 160), (96, 128)), ((128, 128), (128, 96)), ((160, 96), (64, 160)), ((256, 64),))

@@ -18,7 +18,7 @@ from .arguments import (
 
 EXAMPLE = """\
 examples:
-  lumina-mgpt generate "a red ball to the left of a blue cube" -o toys.png
+  lumina-mgpt generate "a red ball on a sand floor" --seed 41 -o toys.png
   lumina-mgpt generate "a red fox in the snow" --model lumina-mgpt-7b-768 --seed 0 --output fox.png
 
 Several prompts, or several images of each, are made in one batch. Image i has the seed `--seed` + i, which then stands

@@ -17,7 +17,7 @@ LUMINA_MGPT_POCKET = replace(
         for name, task in LUMINA_MGPT.tasks.items()
         if name != "pose"
     },
-    sampler={"guidance_scale": 3.0, "top_k": 0},
+    sampler={"guidance_scale": 1.5, "temperature": 0.9, "top_k": 0},
     base_size=128,
     released_names={},
     num_codes=1024,

@@ -1,0 +1,5 @@
+# Leads diffusers to the class in the package `lumina-mgpt-diffusers`, which has to be installed.
+from lumina_mgpt_diffusers import LuminaMGPTScheduler
+
+
+__all__ = ["LuminaMGPTScheduler"]
