@@ -28,7 +28,8 @@ from PIL import Image
 from small_model import PHOTOS, SIDE, VOCABULARY, ZOOMS, context_ids, load_small_model, to_pixels
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
-from lumina_mgpt_diffusers.lumina_mgpt.drafts import NeighborLogits, Window
+from lumina_mgpt_diffusers.lumina_mgpt.batch import Batch
+from lumina_mgpt_diffusers.lumina_mgpt.drafts import Drafts, NeighborLogits, Window
 from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine
 from lumina_mgpt_diffusers.lumina_mgpt.noise import draw_key, gumbel_noise
 from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar, Request
@@ -161,31 +162,41 @@ def guess_in_order(name: str, window: Window, image: torch.LongTensor, num_colum
     return guesses.where(guesses < NUM_CODES, -1)
 
 
-class RuleEngine(Engine):
-    """Guesses by any of the rules, for images of one size after contexts of one length."""
+class RuleDrafts(Drafts):
+    """Guesses by any of the rules, for images of `SIDE` x `SIDE` codes after contexts of one length."""
 
-    def __init__(self, rule: str, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, rule: str, scheduler: LuminaMGPTScheduler, batch: Batch) -> None:
+        super().__init__(scheduler, scheduler.config.draft_init, batch)
         self.rule = rule
 
-    def _lay_out(self, loaded: Sequence[Row]) -> None:
-        super()._lay_out(loaded)
+    def follow(self, loaded: Sequence[Row]) -> None:
+        super().follow(loaded)
         if self.rule in WEIGHTS and self._neighbors is not None:
             self._neighbors.above_weight = WEIGHTS[self.rule]
 
-    def _fill_drafts(self, window: int) -> None:
-        if self._has_drafts and (self.rule in CODE_RULES or self.rule in LOGIT_RULES):
-            batch, images = self._batch, self._image_index
+    def fill(self, window: int, is_read: bool) -> None:
+        batch, images = self.batch, self.batch.image_index
+        if self.rule in CODE_RULES or self.rule in LOGIT_RULES:
             positions = batch.fed[images][:, None] + torch.arange(1, window + 1)
-            image = self._image_rows[0].image
-            guesses = guess_in_order(
-                self.rule, self._open(positions), batch.symbols[images, image.first : image.end], image.columns
-            )
             symbols = batch.symbols[images]
+            first = int(batch.first[images][0])
+            image = symbols[:, first : first + SIDE * (SIDE + 1)]
+            guesses = guess_in_order(self.rule, batch.open(positions), image, SIDE)
             drafts = symbols.gather(1, positions)
             batch.symbols[images] = symbols.scatter(1, positions, drafts.where(drafts >= 0, guesses))
         # What has no guess yet gets that of the engine's own rule.
-        super()._fill_drafts(window)
+        super().fill(window, is_read)
+
+
+class RuleEngine(Engine):
+    """An engine with the drafts of a rule."""
+
+    def __init__(
+        self, rule: str, transformer: torch.nn.Module, scheduler: LuminaMGPTScheduler, grammar: Grammar
+    ) -> None:
+        super().__init__(transformer, scheduler, grammar, torch.device("cpu"))
+        if self._drafts is not None:
+            self._drafts = RuleDrafts(rule, scheduler, self._batch)
 
 
 @torch.inference_mode()
@@ -202,7 +213,7 @@ def sample(
     draft_init = rule if rule in DRAFT_INITS else "logits" if rule in WEIGHTS else "random"
     scheduler = LuminaMGPTScheduler(num_draft_tokens=num_drafts, draft_init=draft_init)
     size = (VOCABULARY.patch_size * SIDE, VOCABULARY.patch_size * SIDE)
-    engine = RuleEngine(rule, transformer, scheduler, Grammar(VOCABULARY, size[0]), torch.device("cpu"))
+    engine = RuleEngine(rule, transformer, scheduler, Grammar(VOCABULARY, size[0]))
     settings = scheduler.settings(guidance_scale=guidance_scale, top_k=top_k)
     rows = [
         engine.submit(

@@ -20,7 +20,6 @@ from .arguments import (
 
 EXAMPLE = """\
 examples:
-  lumina-mgpt edit toys.png --prompt "Remove the cube" -o without.png
   lumina-mgpt edit fox.png --prompt "Make it night." --model lumina-mgpt-7b-768-omni --output night.png
   lumina-mgpt edit fox.png --task depth --model lumina-mgpt-7b-768-omni --output depth.png
 
