@@ -25,6 +25,7 @@ from lumina_mgpt_diffusers.training.arguments import (
     parse_arguments,
 )
 from lumina_mgpt_diffusers.training.fine_tuning import zero_image_head
+from lumina_mgpt_diffusers.training.optimizers import MuonWithAdamW
 
 
 @pytest.fixture(scope="session")
@@ -337,3 +338,44 @@ def test_no_denormal_numbers_are_left_to_slow_a_run_down(saved_folder, photos, t
     fine_tune(short_run(saved_folder, photos, tmp_path / "run", max_train_steps=1))
     assert seen == [0.0]
     assert float(tiny * tiny) > 0
+
+
+def test_muon_trains_the_layers_and_is_resumed_exactly(saved_folder, photos, tmp_path):
+    output = tmp_path / "run"
+    fine_tune(short_run(saved_folder, photos, output, optim="muon"))
+    shutil.copytree(output, tmp_path / "resumed", ignore=shutil.ignore_patterns("pipeline", "checkpoint-4"))
+    fine_tune(short_run(saved_folder, photos, tmp_path / "resumed", optim="muon"))
+    assert equal(output / "pipeline", tmp_path / "resumed" / "pipeline")
+
+
+def test_muon_takes_the_linear_layers_and_adamw_the_rest(saved_folder):
+    model = LuminaMGPTPipeline.from_pretrained(saved_folder).transformer
+    others = copy.deepcopy(model)
+    values = {"lr": 1e-3, "weight_decay": 0.1}
+    optimizer = MuonWithAdamW(model, betas=(0.9, 0.95), eps=1e-8, **values)
+    muon = torch.optim.Muon(
+        [one for name, one in others.named_parameters() if name.endswith("_proj.weight")],
+        adjust_lr_fn="match_rms_adamw",
+        **values,
+    )
+    adamw = torch.optim.AdamW(
+        [one for name, one in others.named_parameters() if not name.endswith("_proj.weight")],
+        lr=1e-3,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+    )
+    for parameters in (model.parameters(), others.parameters()):
+        generator = torch.Generator().manual_seed(0)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for one in (optimizer, muon, adamw):
+        one.step()
+    for (name, first), second in zip(model.named_parameters(), others.parameters()):
+        assert torch.allclose(first, second, rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize("flag", ["fsdp_config", "deepspeed"])
+def test_muon_is_refused_where_matrices_are_spread(tmp_path, flag):
+    line = ["--pretrained_model_name_or_path", "pocket", "--output_dir", str(tmp_path), "--data", "somewhere"]
+    with pytest.raises(ValueError, match=f"muon.*{flag}"):
+        parse_arguments(FineTuningArguments, [*line, "--optim", "muon", f"--{flag}", "settings.json"])

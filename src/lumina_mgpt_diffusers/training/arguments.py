@@ -19,6 +19,8 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .optimizers import MUON
+
 
 MIXED_PRECISION = ("no", "bf16", "fp16")
 QUANTIZATION = ("none", "nf4", "int8")
@@ -101,7 +103,7 @@ class FineTuningArguments(DataArguments, ModelArguments):
     learning_rate: float = _flag("Learning rate.", 2e-5)
     lr_scheduler: str = _flag("Its schedule, as transformers names them.", "constant_with_warmup")
     lr_warmup_steps: float | None = _flag("Steps of warm-up, below 1 a share of all; by default 0.01 epoch.")
-    optim: str = _flag("Optimizer, as transformers names them.", "adamw_torch_fused")
+    optim: str = _flag("`muon` (AdamW for embeddings and norms), or as transformers names them.", "adamw_torch_fused")
     adam_beta1: float = _flag("Beta 1 of AdamW.", 0.9)
     adam_beta2: float = _flag("Beta 2 of AdamW.", 0.95)
     adam_weight_decay: float = _flag("Weight decay.", 0.1)
@@ -231,6 +233,8 @@ def _check(arguments: ModelArguments) -> None:
         value = getattr(arguments, name, None)
         if value is not None and value not in accepted:
             raise ValueError(f"`{name}` has to be one of {list(accepted)} but is {value!r}.")
+    if getattr(arguments, "optim", None) == MUON and (arguments.fsdp_config or arguments.deepspeed):
+        raise ValueError("`optim` is 'muon', which needs whole matrices: use no `fsdp_config` or `deepspeed`.")
     sources = [name for name in ("train_data_dir", "dataset_name", "conversations") if getattr(arguments, name)]
     if getattr(arguments, "data", None):
         sources.append("data")
@@ -265,7 +269,7 @@ def training_arguments(arguments: FineTuningArguments, steps_per_epoch: int) -> 
         "learning_rate": arguments.learning_rate,
         "lr_scheduler_type": arguments.lr_scheduler,
         "warmup_steps": warmup,
-        "optim": arguments.optim,
+        "optim": "adamw_torch_fused" if arguments.optim == MUON else arguments.optim,
         "adam_beta1": arguments.adam_beta1,
         "adam_beta2": arguments.adam_beta2,
         "adam_epsilon": arguments.adam_epsilon,

@@ -32,6 +32,7 @@ from .adapters import add_adapter, save_adapter
 from .arguments import DTYPES, FineTuningArguments, LoraArguments, training_arguments
 from .cards import adapter_card, training_section
 from .data_collator import PackedCollator, PaddedCollator
+from .optimizers import MUON
 from .packed_attention import PACKED_SDPA
 from .sources import dtype_on_disk, encode_source, load_pipeline
 from .trainer import LuminaMGPTTrainer, last_complete_checkpoint, remove_incomplete_checkpoints
@@ -102,6 +103,7 @@ def fine_tune(arguments: FineTuningArguments) -> Path:
         PackedCollator() if arguments.packing else PaddedCollator(0 if pad_id is None else pad_id),
         data,
         callbacks=callbacks,
+        muon=arguments.optim == MUON,
     )
     for callback in callbacks:
         callback.trainer = trainer

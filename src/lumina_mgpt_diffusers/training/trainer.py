@@ -15,6 +15,8 @@ import torch.nn as nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .optimizers import MuonWithAdamW
+
 
 TRAINER_STATE_NAME = "trainer_state.json"
 
@@ -22,12 +24,28 @@ PARTS = ("cross_entropy", "z_loss")
 
 
 class LuminaMGPTTrainer(Trainer):
-    """[`~transformers.Trainer`] for a [`TrainableTransformer`]. Takes the same arguments."""
+    """
+    [`~transformers.Trainer`] for a [`TrainableTransformer`]. Takes the same arguments, and:
 
-    def __init__(self, *args, **kwargs) -> None:
+    Args:
+        muon (`bool`, defaults to `False`): Whether to train with [`MuonWithAdamW`], not with what `args` name.
+    """
+
+    def __init__(self, *args, muon: bool = False, **kwargs) -> None:
+        self._muon = muon
         super().__init__(*args, **kwargs)
         self._sums = dict.fromkeys(PARTS, 0.0)
         self._logged_step = 0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """See [`~transformers.Trainer.create_optimizer`]."""
+        if self._muon and self.optimizer is None:
+            args = self.args
+            betas = (args.adam_beta1, args.adam_beta2)
+            self.optimizer = MuonWithAdamW(
+                model or self.model, args.learning_rate, betas, args.adam_epsilon, args.weight_decay
+            )
+        return super().create_optimizer(model)
 
     def compute_loss(
         self,
