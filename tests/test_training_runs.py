@@ -161,6 +161,7 @@ def test_an_adapter_is_resumed_exactly_and_loads_in_the_pipeline(saved_folder, p
     first, second = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (other, tmp_path / "run"))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
+    pytest.importorskip("diffusers", minversion="0.42")  # older ones train adapters, but do not load them
     pipe = LuminaMGPTPipeline.from_pretrained(saved_folder)
     ids = torch.arange(20)[None] + 9000
     plain = pipe.transformer(input_ids=ids).logits

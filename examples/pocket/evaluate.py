@@ -61,6 +61,10 @@ MEASURE_NAMES = {
 }
 
 
+NUM_SHOWN = 8
+"""Pictures of each category, or task, on a contact sheet."""
+
+
 class EncoderFeatures(torch.nn.Module):
     """
     Features for the Fréchet distance: mean and deviation over the picture of what the VQ model's encoder sees before
@@ -143,9 +147,9 @@ def draw_prompts(
                 generator=seeded(seed for _, seed in batch),
             ).images
             verdicts = [is_right(case, detect(np.asarray(image))) for (case, _), image in zip(batch, images)]
-            results.setdefault(category, []).extend(map(float, verdicts))
-            if len(results[category]) <= 8:
-                shown += images
+            known = results.setdefault(category, [])
+            shown += images[: max(NUM_SHOWN - len(known), 0)]
+            known.extend(map(float, verdicts))
     results["overall"] = [value for values in results.values() for value in values]
     return results, shown
 

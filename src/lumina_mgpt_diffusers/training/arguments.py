@@ -256,6 +256,9 @@ def training_arguments(arguments: FineTuningArguments, steps_per_epoch: int) -> 
     warmup = arguments.lr_warmup_steps
     if warmup is None:
         warmup = round(0.01 * steps_per_epoch)
+    names = {one.name for one in dataclasses.fields(TrainingArguments)}
+    # The name before transformers 5.20.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     values = {
         "output_dir": arguments.output_dir,
         "seed": arguments.seed,
@@ -263,7 +266,7 @@ def training_arguments(arguments: FineTuningArguments, steps_per_epoch: int) -> 
         "num_train_epochs": arguments.num_train_epochs,
         "max_steps": arguments.max_train_steps or -1,
         "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-        "activation_checkpointing": arguments.gradient_checkpointing,
+        checkpointing: arguments.gradient_checkpointing,
         "bf16": arguments.mixed_precision == "bf16",
         "fp16": arguments.mixed_precision == "fp16",
         "learning_rate": arguments.learning_rate,
