@@ -63,8 +63,9 @@ def test_a_card_without_figures_is_none(tmp_path):
 def test_the_card_has_the_recipe_that_was_run(tmp_path):
     from card import recipe_table, vq_sentence
 
-    (tmp_path / "training.json").write_text(json.dumps({"resolution": 96, "steps": 9375, "learning_rate": 0.002}))
-    assert "| 1 | 96 |  | 9,375 |  | 0.002 |" in recipe_table([tmp_path / "training.json"])
+    record = {"resolution": 96, "steps": 9375, "train_batch_size": 32, "num_processes": 2, "learning_rate": 0.002}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    assert "| 1 | 96 |  | 9,375 | 64 |  | 0.002 |" in recipe_table([tmp_path / "training.json"])
     lines = [{"step": 1000}, {"step": 2000, "psnr_depth_128_test": 33.33, "codes_used": 0.95, "perplexity": 250.3}]
     (tmp_path / "figures.jsonl").write_text("\n".join(map(json.dumps, lines)))
     text = vq_sentence(tmp_path / "figures.jsonl")

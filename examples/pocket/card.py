@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,8 +28,10 @@ RECIPE = {
     "resolution": "base size",
     "samples_per_epoch": "samples an epoch",
     "steps": "steps",
-    "train_batch_size": "batch",
+    "samples_per_step": "batch",
+    "optim": "optimizer",
     "learning_rate": "learning rate",
+    "lr_scheduler": "schedule",
     "mixed_precision": "precision",
     "z_loss_weight": "z-loss",
     "context_dropout": "context dropout",
@@ -72,6 +75,9 @@ def recipe_table(training: Sequence[Path]) -> str:
     if not training:
         return "The stages and their settings stand in `recipes/`."
     records = [json.loads(path.read_text(encoding="utf-8")) for path in training]
+    for record in records:
+        parts = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
+        record["samples_per_step"] = math.prod(record.get(name, 1) for name in parts)
     return table(
         ["stage", *RECIPE.values()],
         ([str(number), *(shown(record.get(name)) for name in RECIPE)] for number, record in enumerate(records, 1)),

@@ -113,7 +113,12 @@ def fine_tune(arguments: FineTuningArguments) -> Path:
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     unset_hf_deepspeed_config()  # else models, which one process builds here, would still be spread over all
     if state.is_main_process:
-        record = {"steps": trainer.state.global_step, "samples_per_epoch": sum(data.counts), **asdict(arguments)}
+        record = {
+            "steps": trainer.state.global_step,
+            "samples_per_epoch": sum(data.counts),
+            "num_processes": state.num_processes,
+            **asdict(arguments),
+        }
         if of_adapter:
             (run / CARD_NAME).write_text(adapter_card(record), encoding="utf-8")
             (run / ARGUMENTS_NAME).write_text(json.dumps(record, indent=2))
