@@ -37,6 +37,7 @@ def figures(tmp_path) -> Path:
         path = tmp_path / f"prompts_{split}_192x192.json"
         path.write_text(json.dumps(values | {"overall": [0.75] * 8}))
     (tmp_path / "prompts_test_96x384.json").write_text(json.dumps(values))
+    (tmp_path / "frechet.json").write_text(json.dumps({"distance": 3.14159, "num_images": 500}))
     (tmp_path / "tasks_test.json").write_text(json.dumps({"depth, relative error": [0.25, 0.25]}))
     judged = {f"{name}: {kind}": [0.5] for name in CATEGORIES for kind in ("right", "round trip", "wrong")}
     (tmp_path / "judge_test_192x192.json").write_text(json.dumps(judged))
@@ -51,6 +52,7 @@ def test_the_card_has_the_figures_that_were_measured(figures):
     assert "| counting | 0.750 (" in text and "| depth, relative error | 0.250 (0.250 to 0.250) |" in text
     assert "| overall | 0.750 (0.750 to 0.750) | 0.750 (0.750 to 0.750) |  |" in text
     assert "| position | 0.500 (0.500 to 0.500) | 0.500" in text
+    assert "Fréchet distance of 500 pictures" in text and "3.14." in text
 
 
 def test_a_card_without_figures_is_none(tmp_path):

@@ -150,6 +150,15 @@ def test_the_judge_accepts_right_pictures_and_no_wrong_ones():
     assert not any(fooled)
 
 
+def test_flat_pictures_are_asked_for_what_they_have_room_for():
+    from judge import cases_with_room
+
+    cases = cases_with_room("position", "test", 4, 64, 160)
+    assert len({case.prompt for case in cases}) == 4 and {case.relation for case in cases} <= {"left", "right"}
+    with pytest.raises(ValueError, match="no room for 'two objects'"):
+        cases_with_room("two objects", "test", 1, 32, 32)
+
+
 def test_true_maps_and_answers_measure_as_perfect():
     import measures
     from detect import detect

@@ -380,3 +380,13 @@ def test_muon_is_refused_where_matrices_are_spread(tmp_path, flag):
     line = ["--pretrained_model_name_or_path", "pocket", "--output_dir", str(tmp_path), "--data", "somewhere"]
     with pytest.raises(ValueError, match=f"muon.*{flag}"):
         parse_arguments(FineTuningArguments, [*line, "--optim", "muon", f"--{flag}", "settings.json"])
+
+
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(saved_folder, photos, tmp_path):
+    output = tmp_path / "run"
+    values = {"max_train_steps": 1, "checkpointing_steps": 1}  # in the middle of an epoch
+    fine_tune(short_run(saved_folder, photos, output, **values))
+    shutil.copytree(output, tmp_path / "again", ignore=shutil.ignore_patterns("pipeline"))
+    fine_tune(short_run(saved_folder, photos, tmp_path / "again", **values))
+    assert equal(output / "pipeline", tmp_path / "again" / "pipeline")
+    assert json.loads((tmp_path / "again" / "pipeline" / "training.json").read_text())["steps"] == 1

@@ -112,6 +112,12 @@ def figures_section(folder: Path) -> str:
         names = dict.fromkeys(name for values in tasks.values() for name in values)
         rows = [[name, *(shown_mean(values.get(name)) for values in tasks.values())] for name in names]
         parts.append("Tasks, at temperature 0:\n\n" + table(["measure", *tasks], rows))
+    if (folder / "frechet.json").exists():
+        distance = json.loads((folder / "frechet.json").read_text(encoding="utf-8"))
+        parts.append(
+            "Fréchet distance of {num_images} pictures to as many of the world, on features of the VQ model's encoder,"
+            " which compares with nothing else: {distance:.2f}.".format(**distance)
+        )
     for label, values in judge.items():
         rows = [[name, *(shown_mean(values.get(f"{name}: {kind}")) for kind in JUDGED)] for name in CATEGORIES]
         parts.append(

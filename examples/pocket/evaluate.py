@@ -15,13 +15,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 from detect import detect
-from judge import CATEGORIES, Case, draw_case, draw_right, is_right, spoil
+from judge import CATEGORIES, cases_with_room, draw_right, is_right, spoil
 from measures import (
     answer_is_right,
     boxes_iou,
@@ -113,12 +114,13 @@ def judge_figures(pipe: LuminaMGPTPipeline, args: argparse.Namespace) -> dict[st
     results: dict[str, list[float]] = {}
     height, width = args.size
     for category in CATEGORIES:
-        for index in range(args.num_prompts):
-            case = draw_case(category, args.split, index)
+        for index, case in enumerate(cases_with_room(category, args.split, args.num_prompts, height, width)):
             random = np.random.default_rng(index)
             right = render(draw_right(case, random, height, width))
-            wrong = render(draw_right(spoil(case, random), random, height, width))
-            for name, pixels in (("right", right), ("round trip", round_trip(pipe, right)), ("wrong", wrong)):
+            pictures = {"right": right, "round trip": round_trip(pipe, right)}
+            with suppress(ValueError):  # one object more may have no room
+                pictures["wrong"] = render(draw_right(spoil(case, random), random, height, width))
+            for name, pixels in pictures.items():
                 results.setdefault(f"{category}: {name}", []).append(float(is_right(case, detect(pixels))))
     return results
 
@@ -131,11 +133,8 @@ def draw_prompts(
     results: dict[str, list[float]] = {}
     shown = []
     for category in CATEGORIES:
-        cases: list[tuple[Case, int]] = [
-            (draw_case(category, args.split, index), 1_000_003 * seed + index)
-            for seed in args.seeds
-            for index in range(args.num_prompts)
-        ]
+        wanted = cases_with_room(category, args.split, args.num_prompts, height, width)
+        cases = [(case, 1_000_003 * seed + index) for seed in args.seeds for index, case in enumerate(wanted)]
         for batch in batches(cases, args.batch_size):
             images = pipe(
                 [case.prompt for case, _ in batch],
@@ -267,7 +266,9 @@ def main() -> None:
         write_table(results, args.output / f"tasks_{args.split}", f"Tasks, {args.split}")
         contact_sheet(shown, columns=6).save(args.output / f"tasks_{args.split}.png")
     if args.num_fid_images:
-        print(f"Fréchet distance {frechet_distance(pipe, args):.3f} over {args.num_fid_images} images")
+        distance = {"distance": frechet_distance(pipe, args), "num_images": args.num_fid_images}
+        (args.output / "frechet.json").write_text(json.dumps(distance))
+        print("Fréchet distance {distance:.3f} over {num_images} images".format(**distance))
     print(f"{time.perf_counter() - began:.0f} s")
 
 

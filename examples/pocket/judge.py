@@ -28,6 +28,9 @@ from world import COLOURS, FLOORS, Scene, Thing, draw_kind, draw_thing, fits, pu
 
 CATEGORIES = ("single object", "colours", "two objects", "position", "counting", "colour attribution")
 
+MOST_TRIES = 20
+"""Scenes that are begun for a case, before a size is held to have no room for it."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -107,10 +110,15 @@ def spoil(case: Case, random: np.random.Generator) -> Case:
 
 
 def draw_right(case: Case, random: np.random.Generator, height: int, width: int) -> Scene:
-    """A scene that is right for a case."""
-    while True:
+    """
+    A scene that is right for a case.
+
+    Raises:
+        `ValueError`: If none was found, since pictures so small or flat have too little room.
+    """
+    kinds = [one for one in case.wanted for _ in range(one.count)]
+    for _ in range(MOST_TRIES):
         things: list[Thing] = []
-        kinds = [one for one in case.wanted for _ in range(one.count)]
         for _ in range(400):
             one = kinds[len(things)]
             colour = one.colour or pick(random, list(COLOURS))
@@ -126,6 +134,30 @@ def draw_right(case: Case, random: np.random.Generator, height: int, width: int)
             continue
         if case.relation is None or relation(*things) == case.relation:
             return Scene(height, width, pick(random, list(FLOORS)), tuple(things))
+    raise ValueError(f"`height` and `width` are {height} and {width}, which have no room for {case.prompt!r}.")
+
+
+def cases_with_room(category: str, split: str, number: int, height: int, width: int) -> list[Case]:
+    """
+    The first cases of a category that pictures of a size can show.
+
+    Args:
+        category (`str`): One of `CATEGORIES`.
+        split (`str`): One of `SPLITS`.
+        number (`int`): How many.
+        height (`int`), width (`int`): Size in pixels.
+    """
+    cases: list[Case] = []
+    for index in range(10 * number):
+        case = draw_case(category, split, index)
+        try:
+            draw_right(case, np.random.default_rng(index), height, width)
+        except ValueError:
+            continue
+        cases.append(case)
+        if len(cases) == number:
+            return cases
+    raise ValueError(f"`height` and `width` are {height} and {width}, which have no room for {category!r}.")
 
 
 def is_right(case: Case, reading: Reading) -> bool:

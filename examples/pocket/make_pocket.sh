@@ -8,10 +8,11 @@ set -euo pipefail
 WORK=pocket_work  # the recipes name it too; make it a link to put it elsewhere
 PYTHON=${PYTHON:-python}
 VQ_STEPS=${VQ_STEPS:-16500}
-STAGES=${STAGES:-96:40000 128:90000 192:100000}  # base size, and scenes of text to image
-TASK_SAMPLES=${TASK_SAMPLES:-40000}  # scenes of each other task
+STAGES=${STAGES:-96:40000 128:190000}  # base size, and scenes of text to image
+TASKS=${TASKS:-segmentation:8000 depth:8000 normal:4000 detection:8000 control:8000 edit:15000 question:20000
+    conversation:6000 caption:8000}  # with samples of each
+NUM_PROCESSES=${NUM_PROCESSES:-2}  # of the last and longest training
 POCKET=examples/pocket
-TASKS="caption depth normal segmentation detection control edit question conversation"
 
 step() {
     local began=$SECONDS
@@ -29,13 +30,17 @@ for stage in $STAGES; do
         --num_samples "${stage#*:}" --vqvae_dtype bfloat16
 done
 step examples/training/train_fp_sft.py --config $POCKET/recipes/fp_sft.yaml
-step $POCKET/make_data.py --pipeline "$WORK/start" --output "$WORK/data" --base_size 192 --tasks $TASKS \
-    --first 1000000 --num_samples "$TASK_SAMPLES" --vqvae_dtype bfloat16
-step examples/training/train_omni_sft.py --config $POCKET/recipes/omni_sft.yaml
+for task in $TASKS; do
+    step $POCKET/make_data.py --pipeline "$WORK/start" --output "$WORK/data" --base_size 128 --tasks "${task%:*}" \
+        --first 1000000 --num_samples "${task#*:}" --vqvae_dtype bfloat16
+done
+OMP_NUM_THREADS=1 step -m torch.distributed.run --nproc_per_node "$NUM_PROCESSES" \
+    examples/training/train_omni_sft.py --config $POCKET/recipes/omni_sft.yaml \
+    --train_batch_size $((64 / NUM_PROCESSES))
 step $POCKET/finish_model.py --pipeline "$WORK/omni_sft/pipeline" --output "$WORK/pocket"
 step $POCKET/evaluate.py --pipeline "$WORK/pocket" --output "$WORK/figures" --judge_only
 step $POCKET/evaluate.py --pipeline "$WORK/pocket" --output "$WORK/figures" --tasks --num_fid_images 500
 step $POCKET/evaluate.py --pipeline "$WORK/pocket" --output "$WORK/figures" --split held_out
 step $POCKET/finish_model.py --pipeline "$WORK/omni_sft/pipeline" --output "$WORK/pocket" --figures "$WORK/figures" \
     --vq_figures "$WORK/vq/figures.jsonl" \
-    --training "$WORK"/fp_sft/{96,128,192}/pipeline/training.json "$WORK/omni_sft/pipeline/training.json"
+    --training "$WORK"/fp_sft/{96,128}/pipeline/training.json "$WORK/omni_sft/pipeline/training.json"

@@ -73,6 +73,11 @@ class LuminaMGPTTrainer(Trainer):
             self._logged_step = self.state.global_step
         super().log(logs, start_time)
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # A run that goes on from its last step is over; the loop would look at that after one step more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         # The state of the trainer, which comes next and last, says that the files of all processes are there.
