@@ -290,6 +290,8 @@ def training_arguments(arguments: FineTuningArguments, steps_per_epoch: int) -> 
         "fsdp": arguments.fsdp_config is not None,
         "fsdp_config": arguments.fsdp_config,
         "deepspeed": arguments.deepspeed,
+        # All that is trained has a part in every loss; looking for what has none costs a walk through each graph.
+        "ddp_find_unused_parameters": False,
         # The data decide their order, and hold nothing that the model does not take.
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
