@@ -244,7 +244,9 @@ def test_of_two_panels_the_result_is_shown(pipe_2):
     expected = img2img_from(pipe_2)("a cat", photo(), "depth", generator=seeded(3), result_only=True).images[0]
     (before, after), path, text, *_ = values[-1]
     assert same(after, expected) and same(PIL.Image.open(path), expected) and same(before, photo())
-    assert json.loads(text)["result_only"] and [result.path for result in history.results] == [path]
+    settings = json.loads(text)
+    assert settings["result_only"] and settings["height"] == 192
+    assert [result.path for result in history.results] == [path]
 
 
 def test_inpainting(open_page, host, trained_pipe, tmp_path, monkeypatch):

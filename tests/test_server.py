@@ -10,6 +10,7 @@ import httpx
 import openai
 import PIL.Image
 import pytest
+import torch
 from serving_helpers import from_base64, photo, running_server, same, seeded, to_png, to_url
 
 from lumina_mgpt_diffusers import (
@@ -17,6 +18,8 @@ from lumina_mgpt_diffusers import (
     LuminaMGPTImg2ImgPipeline,
     LuminaMGPTInpaintPipeline,
 )
+from lumina_mgpt_diffusers.serving import RowsDone
+from lumina_mgpt_diffusers.serving.images_api import num_previews
 from lumina_mgpt_diffusers.serving.limits import ServerLimits
 
 
@@ -121,6 +124,47 @@ def test_tasks(client, trained_pipe, task, prompt):
         generator=seeded(3),
     ).images[0]
     assert same(from_base64(answer.data[0].b64_json), expected)
+
+
+def test_of_two_panels_both_or_the_result_alone(pipe_2):
+    def edit(**extra):
+        answer = client.images.edit(image=to_png(photo()), prompt="a cat", extra_body={"seed": 3, **extra})
+        return answer, from_base64(answer.data[0].b64_json)
+
+    expected = of_class(LuminaMGPTImg2ImgPipeline, pipe_2)("a cat", photo(), "depth", generator=seeded(3)).images[0]
+    with running_server(pipe_2) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        assert same(edit(task="depth")[1], expected)
+        answer, result = edit(task="depth", result_only=True)
+        assert same(result, expected.crop((0, 96, 96, 192))) and answer.size == "96x96"
+        settings = json.loads(result.text["parameters"])
+        assert (settings["height"], settings["width"], settings["result_only"]) == (192, 96, True)
+        body = {"seed": 3, "task": "depth", "result_only": "true"}
+        stream = client.images.edit(
+            image=to_png(photo()), prompt="a cat", stream=True, partial_images=3, extra_body=body
+        )
+        *partial, completed = list(stream)
+        assert [event.size for event in [*partial, completed]] == ["96x96"] * 4
+        assert completed.b64_json == answer.data[0].b64_json
+        with pytest.raises(openai.BadRequestError, match="valid boolean"):
+            edit(task="depth", result_only="maybe")
+        with pytest.raises(openai.BadRequestError, match="mask: goes with one image, without a task, its result_only"):
+            client.images.edit(
+                image=to_png(photo()), mask=to_png(photo()), prompt="", extra_body={"result_only": True}
+            )
+
+
+def test_a_task_without_panels_has_no_result_alone(client):
+    with pytest.raises(openai.BadRequestError, match="No task of this model has") as error:
+        client.images.edit(image=to_png(photo()), prompt="", extra_body={"task": "depth", "result_only": True})
+    assert error.value.param == "result_only"
+
+
+@pytest.mark.parametrize("num_given", [0, 8])
+def test_previews_are_equal_numbers_of_sampled_rows_apart(num_given):
+    codes = torch.zeros(num_given + 8, 8)
+    due = [num_previews(RowsDone(0, codes, num_given + number, num_given), 3) for number in range(1, 9)]
+    assert due == [0, 1, 1, 2, 2, 3, 3, 3]
 
 
 def test_several_images_and_a_stream_of_edits(client, trained_pipe):
