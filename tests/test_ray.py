@@ -15,7 +15,9 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -26,8 +28,11 @@ import pytest
 from lumina_mgpt_diffusers.serving.batch_job import BatchJob
 
 
-# Seconds in which a node has to be known to the others, for which a busy machine needs more than the default.
+# Seconds in which a node has to be known to the others, and a replica has to say how much it does, for which a busy
+# machine needs more than the defaults.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "10")
+os.environ.setdefault("RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "10")
 
 ray = pytest.importorskip("ray")
 
@@ -194,30 +199,57 @@ def test_replicas_serve_what_a_plain_call_gives(replicas, random_pipe):
         client.images.generate(prompt="a cat", size="65x64")
 
 
+REPLICA = "ray::ServeReplica:lumina:LuminaMGPT"
+"""How the process of a replica is called that is ready."""
+
+
+def fields(seed: int) -> dict:
+    """Of an image that takes some seconds."""
+    return {"prompt": "a cat", "size": "256x256", "seed": seed}
+
+
+def ask(url: str, seed: int) -> str | None:
+    """An image; None if the answer says that it was lost."""
+    answer = httpx.post(f"{url}/v1/images/generations", json=fields(seed), timeout=PATIENCE)
+    if answer.status_code == 500:
+        return None
+    return answer.raise_for_status().json()["data"][0]["b64_json"]
+
+
+def watch(url: str, seed: int, begun: threading.Event) -> str | None:
+    """An image of a stream; None if the stream is cut off. Tells of the first rows."""
+    body, last = {**fields(seed), "stream": True, "partial_images": 8}, {}
+    try:
+        with httpx.stream("POST", f"{url}/v1/images/generations", json=body, timeout=PATIENCE) as answer:
+            assert answer.status_code == 200
+            for line in answer.iter_lines():
+                if line.startswith("data: "):
+                    last = json.loads(line.removeprefix("data: "))
+                    begun.set()
+    except httpx.RemoteProtocolError:
+        return None
+    assert last["type"] == "image_generation.completed"
+    return last["b64_json"]
+
+
 def test_a_replica_that_dies_loses_what_it_was_making_and_says_so(replicas):
-    from concurrent.futures import ThreadPoolExecutor
-
-    def one(seed: int) -> tuple[int, str]:
-        try:
-            body = {"prompt": "a cat", "seed": seed % 4, "n": 4}
-            answer = httpx.post(f"{replicas}/v1/images/generations", json=body, timeout=PATIENCE)
-        except httpx.HTTPError as error:
-            return 0, repr(error)
-        return answer.status_code, str(answer.json()["data"]) if answer.status_code == 200 else answer.text
-
-    alone = [one(seed) for seed in range(4)]
-    assert {status for status, _ in alone} == {200}
-    with ThreadPoolExecutor(16) as pool:
-        pending = [pool.submit(one, seed) for seed in range(32)]
-        time.sleep(0.5)
-        processes("ray::ServeReplica:lumina:LuminaMGPT")[0].kill()
-        answers = [one.result() for one in pending]
-    lost = [answer for answer in answers if answer[0] != 200]
-    print(f"\n{len(lost)} of 32 were lost: {lost[:2]}")
-    assert len(lost) <= 16 and all(status in (0, 500, 503) for status, _ in lost)
-    assert all(answer == alone[seed % 4] for seed, answer in enumerate(answers) if answer[0] == 200)
+    alone = [ask(replicas, seed) for seed in range(2)]
+    streams = []
+    with ThreadPoolExecutor(10) as pool:
+        for seed in range(2):  # one after the other, so that each replica gets one
+            begun = threading.Event()
+            streams.append(pool.submit(watch, replicas, seed % 2, begun))
+            assert begun.wait(PATIENCE)
+        plain = [pool.submit(ask, replicas, seed % 2) for seed in range(8)]
+        assert not any(stream.done() for stream in streams)
+        processes(REPLICA)[0].kill()
+        streamed, answered = ([one.result() for one in asked] for asked in (streams, plain))
+    print(f"\nlost: {streamed.count(None)} of 2 streams, {answered.count(None)} of 8 plain requests")
+    assert streamed.count(None) == 1
+    assert all(image in (None, alone[seed % 2]) for own in (streamed, answered) for seed, image in enumerate(own))
     end = time.monotonic() + PATIENCE
-    while len(processes("ray::ServeReplica:lumina:LuminaMGPT")) < 2:
+    while len(processes(REPLICA)) < 2:
         assert time.monotonic() < end
         time.sleep(0.5)
-    assert one(1) == alone[1]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda seed: ask(replicas, seed % 2), range(8))) == alone * 4
