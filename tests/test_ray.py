@@ -174,6 +174,7 @@ def replicas(saved_folder):
     # As `serve run` passes them on.
     arguments = {"model": str(saved_folder), "name": "tiny", "request_seconds": str(PATIENCE)}
     arguments |= {"gpus_per_replica": "0", "cpus_per_replica": "0.5", "min_replicas": "2", "max_replicas": "2"}
+    arguments |= {"max_pixels": str(512 * 512), "fetch_from": "images.example,example.org"}
     serve.run(build(app, arguments), name="lumina", route_prefix="/")
     yield "http://127.0.0.1:18765"
     serve.shutdown()
@@ -195,8 +196,12 @@ def test_replicas_serve_what_a_plain_call_gives(replicas, random_pipe):
     events = list(stream)
     assert events[0].type == "image_generation.partial_image" and events[-1].type == "image_generation.completed"
     assert same(from_base64(events[-1].b64_json), expected)
-    with pytest.raises(openai.BadRequestError):
-        client.images.generate(prompt="a cat", size="65x64")
+    for size, reason in (("65x64", "divisible by 32"), ("512x544", "at most 262144 pixels")):
+        with pytest.raises(openai.BadRequestError, match=reason):
+            client.images.generate(prompt="a cat", size=size)
+    image = {"type": "image_url", "image_url": {"url": "https://elsewhere.example/cat.png"}}
+    with pytest.raises(openai.BadRequestError, match="its host is not among those"):
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": [image]}])
 
 
 REPLICA = "ray::ServeReplica:lumina:LuminaMGPT"
@@ -241,6 +246,7 @@ def test_a_replica_that_dies_loses_what_it_was_making_and_says_so(replicas):
             streams.append(pool.submit(watch, replicas, seed % 2, begun))
             assert begun.wait(PATIENCE)
         plain = [pool.submit(ask, replicas, seed % 2) for seed in range(8)]
+        time.sleep(0.5)
         assert not any(stream.done() for stream in streams)
         processes(REPLICA)[0].kill()
         streamed, answered = ([one.result() for one in asked] for asked in (streams, plain))

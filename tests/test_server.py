@@ -21,6 +21,7 @@ from lumina_mgpt_diffusers import (
 from lumina_mgpt_diffusers.serving import RowsDone
 from lumina_mgpt_diffusers.serving.images_api import num_previews
 from lumina_mgpt_diffusers.serving.limits import ServerLimits
+from lumina_mgpt_diffusers.serving.server import build_app
 
 
 @pytest.fixture(scope="module")
@@ -231,12 +232,20 @@ def test_chat_with_images_in_the_answer(client, trained_pipe):
             text += choice_.delta.content or ""
             streamed += getattr(choice_.delta, "images", None) or []
     assert (text, streamed) == (texts, images)
+    assert [chunk.choices[0].delta.role for chunk in chunks[:-1]] == ["assistant"] + [None] * (len(chunks) - 2)
     assert chunks[-2].choices[0].finish_reason == choice.finish_reason
     assert chunks[-1].usage == answer.usage
 
     # And back as it came
     again = [*messages, choice.message.model_dump(exclude_none=True), {"role": "user", "content": "Go on."}]
     assert client.chat.completions.create(model="tiny", messages=again, **settings).choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_wrong_with_a_chat_has_a_status(client, stream):
+    messages = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(openai.BadRequestError, match="`text_temperature`"):
+        client.chat.completions.create(model="tiny", messages=messages, temperature=-1, stream=stream)
 
 
 def test_chat_with_images_and_a_system_prompt(client, trained_pipe):
@@ -366,6 +375,11 @@ def test_a_key(trained_pipe):
         missing = httpx.post(f"{server.url}/v1/images/generations", json={"prompt": "a cat"})
         assert missing.status_code == 401 and missing.json()["error"]["code"] == "invalid_api_key"
         assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_an_empty_key_is_refused(server):
+    with pytest.raises(ValueError, match="The key is empty"):
+        build_app(server.host, api_key="")
 
 
 def test_the_engine_that_fails_is_no_fault_of_the_client(trained_pipe, monkeypatch):

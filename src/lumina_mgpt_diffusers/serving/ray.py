@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from ray import serve
 
 from ..lumina_mgpt import LuminaMGPTPipeline
@@ -21,6 +21,10 @@ from ..shipped import POCKET_NAME
 from .host import EngineHost
 from .limits import ServerLimits
 from .server import build_app
+
+
+LIMITS = ("max_pixels", "max_images", "max_tokens", "max_body_bytes", "request_seconds")
+"""Those of [`ServerLimits`] that the command may say."""
 
 
 class Arguments(BaseModel):
@@ -36,9 +40,10 @@ class Arguments(BaseModel):
         gpus_per_replica (`float`, defaults to 1), cpus_per_replica (`float`, defaults to 1): Of each replica.
         min_replicas (`int`, defaults to 1), max_replicas (`int`, defaults to 1): Bounds of the autoscaling.
         max_slots (`int`), max_waiting (`int`), max_length (`int`): See [`EngineHost`].
+        max_pixels (`int`), max_images (`int`), max_tokens (`int`), max_body_bytes (`int`): See [`ServerLimits`].
         request_seconds (`float`): See [`ServerLimits`]. A replica that is to end finishes what it runs within this.
         api_key_file (`str`, *optional*): File with the key that clients have to know.
-        fetch_from (`list[str]`): Hosts whose images clients may name by URLs.
+        fetch_from (`list[str]`): Hosts whose images clients may name by URLs; in the command with commas between.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -56,9 +61,18 @@ class Arguments(BaseModel):
     max_slots: int = 32
     max_waiting: int = 64
     max_length: int = 16384
+    max_pixels: int = ServerLimits.max_pixels
+    max_images: int = ServerLimits.max_images
+    max_tokens: int = ServerLimits.max_tokens
+    max_body_bytes: int = ServerLimits.max_body_bytes
     request_seconds: float = ServerLimits.request_seconds
     api_key_file: str | None = None
     fetch_from: list[str] = []
+
+    @field_validator("fetch_from", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
 
 
 @serve.ingress()
@@ -87,7 +101,7 @@ class Replica:
         return build_app(
             self._host,
             arguments.name or Path(arguments.model).resolve().name,
-            ServerLimits(request_seconds=arguments.request_seconds),
+            ServerLimits(**{name: getattr(arguments, name) for name in LIMITS}),
             None if key_file is None else Path(key_file).read_text(encoding="utf-8").strip(),
             arguments.fetch_from,
         )
