@@ -27,7 +27,7 @@ class Comparison:
     @classmethod
     def add(cls, tab: str) -> Comparison:
         """Add the column. The ids of its elements begin with the name of the tab."""
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300, elem_classes="results"):
             return cls(
                 gr.ImageSlider(
                     label="Before and after",

@@ -27,7 +27,7 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
     family = host.pipe.family
     tasks = family.tasks
     with gr.Tab("Tasks", id="tasks"), gr.Row():
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300, elem_classes="controls"):
             image = gr.Image(label="Image", type="pil", sources=["upload", "clipboard"], elem_id="input", height=280)
             task = gr.Dropdown(list(tasks), value=next(iter(tasks), None), label="Task", elem_id="task")
             prompt = gr.Textbox(label="Prompt", lines=2, placeholder="Make it night.", elem_id="task-prompt")
