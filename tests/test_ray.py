@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -54,6 +55,8 @@ NUM_ROWS = 24
 
 PATIENCE = 600
 """Seconds that anything may take."""
+
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 KINDS = ["actor", "node", "worker", "driver"]
 """What is killed, in turns."""
@@ -113,11 +116,20 @@ def test_a_job(undisturbed, prompts, saved_folder, random_pipe):
     assert same(image, random_pipe("a cat 3", height=64, width=64, generator=seeded(seed)).images[0])
 
 
+def test_actors_that_would_take_all_cpus(undisturbed, prompts, saved_folder, tmp_path):
+    command = batch(prompts, tmp_path / "job", saved_folder, "--num_actors", str(os.cpu_count()))
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=PATIENCE)
+    assert images_of(tmp_path / "job") == undisturbed
+
+
 def processes(name: str) -> list[psutil.Process]:
+    """Those of Ray below this one whose names begin so, but the agents of nodes, with which a whole node ends."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if name in " ".join(process.info["cmdline"] or []):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if command.startswith(name) and not command.startswith(AGENTS):
+                found.append(process)
     return found
 
 
