@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import openai
@@ -159,6 +160,18 @@ def test_a_task_without_panels_has_no_result_alone(client):
     with pytest.raises(openai.BadRequestError, match="No task of this model has") as error:
         client.images.edit(image=to_png(photo()), prompt="", extra_body={"task": "depth", "result_only": True})
     assert error.value.param == "result_only"
+
+
+def test_tasks_that_are_not_there(client, server, monkeypatch):
+    def edit():
+        with pytest.raises(openai.BadRequestError) as error:
+            client.images.edit(image=to_png(photo()), prompt="", extra_body={"task": "colour"})
+        return error.value.body["message"]
+
+    assert edit().startswith("task: has to be one of edit, depth, ")
+    without = replace(server.host.pipe.family, tasks={})
+    monkeypatch.setattr(type(server.host.pipe), "family", without)
+    assert edit() == "task: this model has no tasks."
 
 
 @pytest.mark.parametrize("num_given", [0, 8])

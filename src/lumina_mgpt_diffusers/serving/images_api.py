@@ -179,7 +179,8 @@ async def edit(service: Service, request: Request) -> Response:
         return await _inpaint(service, request, fields, reader, images, prompt, files["mask"])
     tasks = service.host.pipe.family.tasks
     if fields.task not in tasks:
-        raise ApiError(400, f"task: has to be one of {', '.join(tasks)}.", "invalid_value", "task")
+        message = f"task: has to be one of {', '.join(tasks)}." if tasks else "task: this model has no tasks."
+        raise ApiError(400, message, "invalid_value", "task")
     arguments = {"image": [images], "task": fields.task, "prompt": prompt or None}
     if fields.result_only:
         _check_has_panels(fields.task, tasks)

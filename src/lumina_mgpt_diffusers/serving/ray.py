@@ -10,6 +10,7 @@ A replica that dies loses what it was making, whose clients get an error; others
 
 # No `from __future__ import annotations` here: Ray Serve reads the class of the builder's argument.
 from pathlib import Path
+from typing import Literal
 
 import torch
 from fastapi import FastAPI
@@ -34,7 +35,7 @@ class Arguments(BaseModel):
     Args:
         model (`str`, defaults to `"pocket"`): Hub id or folder, which all machines have to see.
         name (`str`, *optional*): The model's name for clients, by default that of its folder.
-        original_vqgan (`str`, *optional*): VQ model of an original checkpoint.
+        original_vqgan (`str`, *optional*), original_tokenizer (`str`, *optional*): Of an original checkpoint.
         device (`str`, *optional*), dtype (`str`, *optional*): By default `"cuda"` and `"bfloat16"` with a GPU.
         compile (`bool`, defaults to `False`): Whether to compile the transformer.
         gpus_per_replica (`float`, defaults to 1), cpus_per_replica (`float`, defaults to 1): Of each replica.
@@ -51,8 +52,9 @@ class Arguments(BaseModel):
     model: str = POCKET_NAME
     name: str | None = None
     original_vqgan: str | None = None
+    original_tokenizer: str | None = None
     device: str | None = None
-    dtype: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     compile: bool = False
     gpus_per_replica: float = 1
     cpus_per_replica: float = 1
@@ -89,7 +91,10 @@ class Replica:
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = arguments.dtype or ("float32" if device == "cpu" else "bfloat16")
         pipe = LuminaMGPTPipeline.from_pretrained(
-            arguments.model, original_vqgan=arguments.original_vqgan, dtype=getattr(torch, dtype)
+            arguments.model,
+            original_vqgan=arguments.original_vqgan,
+            original_tokenizer=arguments.original_tokenizer,
+            dtype=getattr(torch, dtype),
         ).to(device)
         if arguments.compile:
             pipe.transformer.compile(**({"mode": "reduce-overhead", "fullgraph": True} if device == "cuda" else {}))
