@@ -133,8 +133,20 @@ def processes(name: str) -> list[psutil.Process]:
     return found
 
 
+def num_images(folder: Path) -> int:
+    return len(list(folder.glob("images/*/*.png")))
+
+
+def wait_for_image(driver: subprocess.Popen, folder: Path) -> None:
+    """Wait until there is an image more, or the job is done."""
+    before, end = num_images(folder), time.monotonic() + PATIENCE
+    while num_images(folder) == before and driver.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, saved_folder, tmp_path):
-    """Kills of an actor, of any worker, of a node and of the driver, at any time."""
+    """Kills of an actor, of any worker, of a node and of the driver, at any time and while rows are made."""
     kills, choice, folder = int(os.environ.get("LUMINA_MGPT_TEST_KILLS", 20)), random.Random(0), tmp_path / "job"
     command = batch(prompts, folder, saved_folder, "--ray", cluster.address, "--cpus_per_actor", "1")
     done: list[str] = []
@@ -147,7 +159,10 @@ def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, sav
                 folder = tmp_path / f"job-{len(done)}"
                 command[command.index("--output") + 1] = str(folder)
             driver = subprocess.Popen(command, env=ENVIRONMENT)
-        time.sleep(choice.uniform(1, 12))
+        if choice.random() < 0.5:
+            wait_for_image(driver, folder)
+        else:
+            time.sleep(choice.uniform(1, 12))
         kind = KINDS[len(done) % len(KINDS)]
         if kind == "driver":
             driver.send_signal(signal.SIGKILL)
@@ -163,12 +178,22 @@ def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, sav
                 choice.choice(victims).kill()
             except psutil.NoSuchProcess:
                 continue
-        done.append(kind)
+        done.append((kind, num_images(folder)))
         kills -= 1
     driver.wait(PATIENCE) if driver.poll() is None else None
     subprocess.run(command, env=ENVIRONMENT, check=True, timeout=PATIENCE)
     print(f"\nkilled: {done}")
     assert images_of(folder) == undisturbed
+
+
+def test_arguments_of_replicas():
+    from lumina_mgpt_diffusers.serving.ray import Arguments
+
+    arguments = Arguments(dtype="float16", max_images="2", fetch_from="images.example,example.org")
+    assert arguments.max_images == 2 and arguments.fetch_from == ["images.example", "example.org"]
+    for wrong in ({"dtype": "int8"}, {"max_pixel": 1}, {"max_slots": "many"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Arguments(**wrong)
 
 
 @pytest.fixture(scope="module")
