@@ -24,7 +24,7 @@ JSON_VALUES = [
 IMAGE_FIELDS = [
     "prompt", "n", "size", "seed", "guidance_scale", "temperature", "top_k", "top_p", "min_p", "negative_prompt",
     "response_format", "output_format", "output_compression", "stream", "partial_images", "background", "model",
-    "unknown", "task", "quality", "metadata",
+    "unknown", "task", "quality", "metadata", "result_only",
 ]  # fmt: skip
 
 CHAT_FIELDS = [

@@ -103,6 +103,19 @@ def test_edit(run, tmp_path, preloaded):
     assert (settings["task"], settings["prompt"], settings["images"]) == ("edit", "Make it night.", ["in.png"])
 
 
+def test_edit_with_two_panels(run, tmp_path, monkeypatch, pipe_2):
+    monkeypatch.setattr(edit, "load_pipeline", lambda pipeline_class, args: pipeline_class(**pipe_2.components))
+    PIL.Image.fromarray(arrays("7b_like/images.npz")["rgb_96x96"]).save(tmp_path / "in.png")
+    options = ["--prompt", "a cat", "--task", "depth", "--height", 128, "--width", 64]
+    run("edit", "in.png", *options, "-o", "both.png")
+    run("edit", "in.png", *options, "--result_only", "-o", "result.png")
+    both, result = PIL.Image.open(tmp_path / "both.png"), PIL.Image.open(tmp_path / "result.png")
+    assert (np.asarray(result) == np.asarray(both)[64:]).all()
+    for image, is_alone in ((both, None), (result, True)):
+        settings = json.loads(image.text["parameters"])
+        assert (settings["height"], settings["width"], settings.get("result_only")) == (128, 64, is_alone)
+
+
 def test_chat(run, tmp_path, monkeypatch, trained_pipe):
     trained_pipe.save_pretrained(tmp_path / "model")
     PIL.Image.fromarray(arrays("7b_like/images.npz")["rgb_96x96"]).save(tmp_path / "my fox.png")

@@ -11,7 +11,9 @@ import os
 import runpy
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -20,7 +22,7 @@ from omni import img2img_from
 from serving_helpers import photo, same, seeded
 
 from lumina_mgpt_diffusers import LuminaMGPTImg2ImgPipeline, LuminaMGPTInpaintPipeline
-from lumina_mgpt_diffusers.serving import EngineHost
+from lumina_mgpt_diffusers.serving import EngineHost, QueueFullError
 
 
 gradio = pytest.importorskip("gradio")
@@ -32,9 +34,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
 ]
-
-SLOW = 0.05
-"""Seconds that a step takes at least where rows are watched as they grow."""
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +61,21 @@ def browser():
 
 @pytest.fixture
 def slow_steps(monkeypatch, trained_pipe):
-    forward = type(trained_pipe.transformer).forward
+    """Steps that take so many `seconds` at least, so that rows can be watched as they grow."""
+    forward, pace = type(trained_pipe.transformer).forward, SimpleNamespace(seconds=0.05)
 
     def wait(self, *args, **kwargs):
-        time.sleep(SLOW)
+        time.sleep(pace.seconds)
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(trained_pipe.transformer), "forward", wait)
+    return pace
 
 
 def shoot(page, name: str) -> None:
     folder = os.environ.get("LUMINA_MGPT_SCREENSHOTS")
     if folder:
+        page.evaluate("window.scrollTo(0, 0)")
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=False)
 
 
@@ -179,16 +181,15 @@ def test_a_visitor_who_closes_the_page_frees_the_rows(open_page, host, slow_step
 
 def test_visitors_share_the_batch(open_page, host, slow_steps):
     pages = [open_page() for _ in range(3)]
+    slow_steps.seconds = 0.5  # so that the first is not finished when the last begins
     for page in pages:
         page.locator("#prompt textarea").fill("a cat")
         page.locator("#generate").click()
-    most = 0
     end = time.monotonic() + 60
-    while host._held or not most:
-        most = max(most, host.counts.num_running)
+    while host.counts.num_running < 3:
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert most == 3
+    slow_steps.seconds = 0.0
     for page in pages:
         assert settings_of(page, "#settings")
 
@@ -216,6 +217,7 @@ def test_a_task_before_and_after(open_page, trained_pipe, tmp_path):
     settings = settings_of(page, "#task-settings")
     assert settings["task"] == "depth" and settings["seed"] == 3
     assert page.locator("#task-slider img").count() == 2
+    page.locator("#task-slider img").last.wait_for()
     shoot(page, "task")
     with page.expect_download() as download:
         page.locator("#task-result").get_by_label("Download").first.click()
@@ -229,22 +231,32 @@ def test_a_task_before_and_after(open_page, trained_pipe, tmp_path):
     shoot(page, "history")
 
 
+def call(demo: gradio.Blocks, name: str, *arguments) -> list[tuple]:
+    """What a function of the page yields."""
+    (function,) = [own.fn for own in demo.fns.values() if own.api_name == name]
+
+    async def values() -> list[tuple]:
+        return [value async for value in function(*arguments)]
+
+    # In a thread of its own, since an event loop for the browser runs in this one.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(values())).result()
+
+
 def test_of_two_panels_the_result_is_shown(pipe_2):
     from lumina_mgpt_diffusers.serving.demo import build_demo
-    from lumina_mgpt_diffusers.serving.demo.history import new_history
+    from lumina_mgpt_diffusers.serving.demo.history import History
 
-    async def run_task(demo: gradio.Blocks) -> list[tuple]:
-        (run,) = [function.fn for function in demo.fns.values() if function.api_name == "run_task"]
-        return [value async for value in run(photo(), "depth", "a cat", 3, False, history, *[None] * 5)]
-
-    history = new_history()
+    history = History()
     with EngineHost(pipe_2, num_draft_tokens=0) as host:
-        values = asyncio.run(run_task(build_demo(host)))
+        values = call(build_demo(host), "run_task", photo(), "depth", "a cat", 3, False, history, *[None] * 5)
     assert all(before.size == after.size == (96, 96) for (before, after), *_ in values) and len(values) > 3
     expected = img2img_from(pipe_2)("a cat", photo(), "depth", generator=seeded(3), result_only=True).images[0]
     (before, after), path, text, *_ = values[-1]
     assert same(after, expected) and same(PIL.Image.open(path), expected) and same(before, photo())
-    assert json.loads(text)["result_only"] and [result.path for result in history.results] == [path]
+    settings = json.loads(text)
+    assert settings["result_only"] and settings["height"] == 192
+    assert [result.path for result in history.results] == [path]
 
 
 def test_inpainting(open_page, host, trained_pipe, tmp_path, monkeypatch):
@@ -313,6 +325,23 @@ def test_a_chat_with_images_in_and_out(open_page, tmp_path):
     page.locator("#chat-box .submit-button").wait_for()
 
 
+def test_a_chat_goes_on_after_the_queue_was_full(host, monkeypatch):
+    from lumina_mgpt_diffusers.serving.demo import build_demo
+    from lumina_mgpt_diffusers.serving.demo.chat_tab import Conversation
+
+    def refuse(*args, **kwargs):
+        raise QueueFullError(1.0)
+
+    demo, state = build_demo(host), Conversation()
+    arguments = ({"text": "Hello, who are you?", "files": []}, state, 30, 0.0, None, 0, False)
+    with monkeypatch.context() as patch, pytest.raises(gradio.Error, match="Too many requests"):
+        patch.setattr(host, "start", refuse)
+        call(demo, "chat", *arguments)
+    call(demo, "chat", *arguments)
+    assert [message["role"] for message in state.messages] == ["user", "assistant"]
+    assert state.messages[-1]["content"]
+
+
 @pytest.mark.parametrize("tab", ["Image", "Tasks", "Inpaint", "Chat", "History"])
 def test_the_width_of_a_phone(open_page, tab):
     page = open_page(390, 844)
@@ -322,6 +351,24 @@ def test_the_width_of_a_phone(open_page, tab):
     assert [one.strip() for one in tabs] == ["Image", "Tasks", "Inpaint", "Chat", "History"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shoot(page, f"phone-{tab.lower()}")
+
+
+def top_of(page, element: str) -> float:
+    return page.locator(element).bounding_box()["y"]
+
+
+def test_where_things_are(open_page):
+    page = open_page()
+    assert page.locator("#sizes").bounding_box()["height"] < 250
+    assert top_of(page, "#images") < top_of(page, "#generate") < top_of(page, "#sizes")
+    page = open_page(390, 844)
+    assert top_of(page, "#generate") < top_of(page, "#images") < top_of(page, "#sizes")
+    for tab, name in (("Tasks", "task"), ("Inpaint", "inpaint")):
+        page.get_by_role("tab", name=tab).click()
+        page.locator(f"#{name}-slider").wait_for()
+        run = "#run" if name == "task" else "#inpaint-run"
+        seed = page.locator("input[aria-label='Seed']").locator("visible=true").first.bounding_box()["y"]
+        assert top_of(page, run) < top_of(page, f"#{name}-slider") < seed
 
 
 def test_the_space(monkeypatch, saved_folder, random_pipe):

@@ -15,7 +15,10 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -26,8 +29,11 @@ import pytest
 from lumina_mgpt_diffusers.serving.batch_job import BatchJob
 
 
-# Seconds in which a node has to be known to the others, for which a busy machine needs more than the default.
+# Seconds in which a node has to be known to the others, and a replica has to say how much it does, for which a busy
+# machine needs more than the defaults.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "10")
+os.environ.setdefault("RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "10")
 
 ray = pytest.importorskip("ray")
 
@@ -49,6 +55,8 @@ NUM_ROWS = 24
 
 PATIENCE = 600
 """Seconds that anything may take."""
+
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 KINDS = ["actor", "node", "worker", "driver"]
 """What is killed, in turns."""
@@ -108,16 +116,37 @@ def test_a_job(undisturbed, prompts, saved_folder, random_pipe):
     assert same(image, random_pipe("a cat 3", height=64, width=64, generator=seeded(seed)).images[0])
 
 
+def test_actors_that_would_take_all_cpus(undisturbed, prompts, saved_folder, tmp_path):
+    command = batch(prompts, tmp_path / "job", saved_folder, "--num_actors", str(os.cpu_count()))
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=PATIENCE)
+    assert images_of(tmp_path / "job") == undisturbed
+
+
 def processes(name: str) -> list[psutil.Process]:
+    """Those of Ray below this one whose names begin so, but the agents of nodes, with which a whole node ends."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if name in " ".join(process.info["cmdline"] or []):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if command.startswith(name) and not command.startswith(AGENTS):
+                found.append(process)
     return found
 
 
+def num_images(folder: Path) -> int:
+    return len(list(folder.glob("images/*/*.png")))
+
+
+def wait_for_image(driver: subprocess.Popen, folder: Path) -> None:
+    """Wait until there is an image more, or the job is done."""
+    before, end = num_images(folder), time.monotonic() + PATIENCE
+    while num_images(folder) == before and driver.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, saved_folder, tmp_path):
-    """Kills of an actor, of any worker, of a node and of the driver, at any time."""
+    """Kills of an actor, of any worker, of a node and of the driver, at any time and while rows are made."""
     kills, choice, folder = int(os.environ.get("LUMINA_MGPT_TEST_KILLS", 20)), random.Random(0), tmp_path / "job"
     command = batch(prompts, folder, saved_folder, "--ray", cluster.address, "--cpus_per_actor", "1")
     done: list[str] = []
@@ -130,7 +159,10 @@ def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, sav
                 folder = tmp_path / f"job-{len(done)}"
                 command[command.index("--output") + 1] = str(folder)
             driver = subprocess.Popen(command, env=ENVIRONMENT)
-        time.sleep(choice.uniform(1, 12))
+        if choice.random() < 0.5:
+            wait_for_image(driver, folder)
+        else:
+            time.sleep(choice.uniform(1, 12))
         kind = KINDS[len(done) % len(KINDS)]
         if kind == "driver":
             driver.send_signal(signal.SIGKILL)
@@ -146,12 +178,22 @@ def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, sav
                 choice.choice(victims).kill()
             except psutil.NoSuchProcess:
                 continue
-        done.append(kind)
+        done.append((kind, num_images(folder)))
         kills -= 1
     driver.wait(PATIENCE) if driver.poll() is None else None
     subprocess.run(command, env=ENVIRONMENT, check=True, timeout=PATIENCE)
     print(f"\nkilled: {done}")
     assert images_of(folder) == undisturbed
+
+
+def test_arguments_of_replicas():
+    from lumina_mgpt_diffusers.serving.ray import Arguments
+
+    arguments = Arguments(dtype="float16", max_images="2", fetch_from="images.example,example.org")
+    assert arguments.max_images == 2 and arguments.fetch_from == ["images.example", "example.org"]
+    for wrong in ({"dtype": "int8"}, {"max_pixel": 1}, {"max_slots": "many"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Arguments(**wrong)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +211,7 @@ def replicas(saved_folder):
     # As `serve run` passes them on.
     arguments = {"model": str(saved_folder), "name": "tiny", "request_seconds": str(PATIENCE)}
     arguments |= {"gpus_per_replica": "0", "cpus_per_replica": "0.5", "min_replicas": "2", "max_replicas": "2"}
+    arguments |= {"max_pixels": str(512 * 512), "fetch_from": "images.example,example.org"}
     serve.run(build(app, arguments), name="lumina", route_prefix="/")
     yield "http://127.0.0.1:18765"
     serve.shutdown()
@@ -190,34 +233,66 @@ def test_replicas_serve_what_a_plain_call_gives(replicas, random_pipe):
     events = list(stream)
     assert events[0].type == "image_generation.partial_image" and events[-1].type == "image_generation.completed"
     assert same(from_base64(events[-1].b64_json), expected)
-    with pytest.raises(openai.BadRequestError):
-        client.images.generate(prompt="a cat", size="65x64")
+    for size, reason in (("65x64", "divisible by 32"), ("512x544", "at most 262144 pixels")):
+        with pytest.raises(openai.BadRequestError, match=reason):
+            client.images.generate(prompt="a cat", size=size)
+    image = {"type": "image_url", "image_url": {"url": "https://elsewhere.example/cat.png"}}
+    with pytest.raises(openai.BadRequestError, match="its host is not among those"):
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": [image]}])
+
+
+REPLICA = "ray::ServeReplica:lumina:LuminaMGPT"
+"""How the process of a replica is called that is ready."""
+
+
+def fields(seed: int) -> dict:
+    """Of an image that takes some seconds."""
+    return {"prompt": "a cat", "size": "256x256", "seed": seed}
+
+
+def ask(url: str, seed: int) -> str | None:
+    """An image; None if the answer says that it was lost."""
+    answer = httpx.post(f"{url}/v1/images/generations", json=fields(seed), timeout=PATIENCE)
+    if answer.status_code == 500:
+        return None
+    return answer.raise_for_status().json()["data"][0]["b64_json"]
+
+
+def watch(url: str, seed: int, begun: threading.Event) -> str | None:
+    """An image of a stream; None if the stream is cut off. Tells of the first rows."""
+    body, last = {**fields(seed), "stream": True, "partial_images": 8}, {}
+    try:
+        with httpx.stream("POST", f"{url}/v1/images/generations", json=body, timeout=PATIENCE) as answer:
+            assert answer.status_code == 200
+            for line in answer.iter_lines():
+                if line.startswith("data: "):
+                    last = json.loads(line.removeprefix("data: "))
+                    begun.set()
+    except httpx.RemoteProtocolError:
+        return None
+    assert last["type"] == "image_generation.completed"
+    return last["b64_json"]
 
 
 def test_a_replica_that_dies_loses_what_it_was_making_and_says_so(replicas):
-    from concurrent.futures import ThreadPoolExecutor
-
-    def one(seed: int) -> tuple[int, str]:
-        try:
-            body = {"prompt": "a cat", "seed": seed % 4, "n": 4}
-            answer = httpx.post(f"{replicas}/v1/images/generations", json=body, timeout=PATIENCE)
-        except httpx.HTTPError as error:
-            return 0, repr(error)
-        return answer.status_code, str(answer.json()["data"]) if answer.status_code == 200 else answer.text
-
-    alone = [one(seed) for seed in range(4)]
-    assert {status for status, _ in alone} == {200}
-    with ThreadPoolExecutor(16) as pool:
-        pending = [pool.submit(one, seed) for seed in range(32)]
+    alone = [ask(replicas, seed) for seed in range(2)]
+    streams = []
+    with ThreadPoolExecutor(10) as pool:
+        for seed in range(2):  # one after the other, so that each replica gets one
+            begun = threading.Event()
+            streams.append(pool.submit(watch, replicas, seed % 2, begun))
+            assert begun.wait(PATIENCE)
+        plain = [pool.submit(ask, replicas, seed % 2) for seed in range(8)]
         time.sleep(0.5)
-        processes("ray::ServeReplica:lumina:LuminaMGPT")[0].kill()
-        answers = [one.result() for one in pending]
-    lost = [answer for answer in answers if answer[0] != 200]
-    print(f"\n{len(lost)} of 32 were lost: {lost[:2]}")
-    assert len(lost) <= 16 and all(status in (0, 500, 503) for status, _ in lost)
-    assert all(answer == alone[seed % 4] for seed, answer in enumerate(answers) if answer[0] == 200)
+        assert not any(stream.done() for stream in streams)
+        processes(REPLICA)[0].kill()
+        streamed, answered = ([one.result() for one in asked] for asked in (streams, plain))
+    print(f"\nlost: {streamed.count(None)} of 2 streams, {answered.count(None)} of 8 plain requests")
+    assert streamed.count(None) == 1
+    assert all(image in (None, alone[seed % 2]) for own in (streamed, answered) for seed, image in enumerate(own))
     end = time.monotonic() + PATIENCE
-    while len(processes("ray::ServeReplica:lumina:LuminaMGPT")) < 2:
+    while len(processes(REPLICA)) < 2:
         assert time.monotonic() < end
         time.sleep(0.5)
-    assert one(1) == alone[1]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda seed: ask(replicas, seed % 2), range(8))) == alone * 4

@@ -5,11 +5,13 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import openai
 import PIL.Image
 import pytest
+import torch
 from serving_helpers import from_base64, photo, running_server, same, seeded, to_png, to_url
 
 from lumina_mgpt_diffusers import (
@@ -17,7 +19,10 @@ from lumina_mgpt_diffusers import (
     LuminaMGPTImg2ImgPipeline,
     LuminaMGPTInpaintPipeline,
 )
+from lumina_mgpt_diffusers.serving import RowsDone
+from lumina_mgpt_diffusers.serving.images_api import num_previews
 from lumina_mgpt_diffusers.serving.limits import ServerLimits
+from lumina_mgpt_diffusers.serving.server import build_app
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +128,59 @@ def test_tasks(client, trained_pipe, task, prompt):
     assert same(from_base64(answer.data[0].b64_json), expected)
 
 
+def test_of_two_panels_both_or_the_result_alone(pipe_2):
+    def edit(**extra):
+        answer = client.images.edit(image=to_png(photo()), prompt="a cat", extra_body={"seed": 3, **extra})
+        return answer, from_base64(answer.data[0].b64_json)
+
+    expected = of_class(LuminaMGPTImg2ImgPipeline, pipe_2)("a cat", photo(), "depth", generator=seeded(3)).images[0]
+    with running_server(pipe_2) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        assert same(edit(task="depth")[1], expected)
+        answer, result = edit(task="depth", result_only=True)
+        assert same(result, expected.crop((0, 96, 96, 192))) and answer.size == "96x96"
+        settings = json.loads(result.text["parameters"])
+        assert (settings["height"], settings["width"], settings["result_only"]) == (192, 96, True)
+        body = {"seed": 3, "task": "depth", "result_only": "true"}
+        stream = client.images.edit(
+            image=to_png(photo()), prompt="a cat", stream=True, partial_images=3, extra_body=body
+        )
+        *partial, completed = list(stream)
+        assert [event.size for event in [*partial, completed]] == ["96x96"] * 4
+        assert completed.b64_json == answer.data[0].b64_json
+        with pytest.raises(openai.BadRequestError, match="valid boolean"):
+            edit(task="depth", result_only="maybe")
+        with pytest.raises(openai.BadRequestError, match="mask: goes with one image, without a task, its result_only"):
+            client.images.edit(
+                image=to_png(photo()), mask=to_png(photo()), prompt="", extra_body={"result_only": True}
+            )
+
+
+def test_a_task_without_panels_has_no_result_alone(client):
+    with pytest.raises(openai.BadRequestError, match="No task of this model has") as error:
+        client.images.edit(image=to_png(photo()), prompt="", extra_body={"task": "depth", "result_only": True})
+    assert error.value.param == "result_only"
+
+
+def test_tasks_that_are_not_there(client, server, monkeypatch):
+    def edit():
+        with pytest.raises(openai.BadRequestError) as error:
+            client.images.edit(image=to_png(photo()), prompt="", extra_body={"task": "colour"})
+        return error.value.body["message"]
+
+    assert edit().startswith("task: has to be one of edit, depth, ")
+    without = replace(server.host.pipe.family, tasks={})
+    monkeypatch.setattr(type(server.host.pipe), "family", without)
+    assert edit() == "task: this model has no tasks."
+
+
+@pytest.mark.parametrize("num_given", [0, 8])
+def test_previews_are_equal_numbers_of_sampled_rows_apart(num_given):
+    codes = torch.zeros(num_given + 8, 8)
+    due = [num_previews(RowsDone(0, codes, num_given + number, num_given), 3) for number in range(1, 9)]
+    assert due == [0, 1, 1, 2, 2, 3, 3, 3]
+
+
 def test_several_images_and_a_stream_of_edits(client, trained_pipe):
     prompt = "Merge <|image|> and <|image|>"
     files = [to_png(photo()), to_png(photo("rgb_128x64_wh"))]
@@ -187,12 +245,20 @@ def test_chat_with_images_in_the_answer(client, trained_pipe):
             text += choice_.delta.content or ""
             streamed += getattr(choice_.delta, "images", None) or []
     assert (text, streamed) == (texts, images)
+    assert [chunk.choices[0].delta.role for chunk in chunks[:-1]] == ["assistant"] + [None] * (len(chunks) - 2)
     assert chunks[-2].choices[0].finish_reason == choice.finish_reason
     assert chunks[-1].usage == answer.usage
 
     # And back as it came
     again = [*messages, choice.message.model_dump(exclude_none=True), {"role": "user", "content": "Go on."}]
     assert client.chat.completions.create(model="tiny", messages=again, **settings).choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_wrong_with_a_chat_has_a_status(client, stream):
+    messages = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(openai.BadRequestError, match="`text_temperature`"):
+        client.chat.completions.create(model="tiny", messages=messages, temperature=-1, stream=stream)
 
 
 def test_chat_with_images_and_a_system_prompt(client, trained_pipe):
@@ -322,6 +388,11 @@ def test_a_key(trained_pipe):
         missing = httpx.post(f"{server.url}/v1/images/generations", json={"prompt": "a cat"})
         assert missing.status_code == 401 and missing.json()["error"]["code"] == "invalid_api_key"
         assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_an_empty_key_is_refused(server):
+    with pytest.raises(ValueError, match="The key is empty"):
+        build_app(server.host, api_key="")
 
 
 def test_the_engine_that_fails_is_no_fault_of_the_client(trained_pipe, monkeypatch):

@@ -3,6 +3,8 @@
 
 import argparse
 import functools
+import math
+import os
 from pathlib import Path
 
 from ..lumina_mgpt import LuminaMGPTPipeline
@@ -62,9 +64,13 @@ def run(args: argparse.Namespace) -> None:
     rows = batch_job.load_prompts(args.prompts, args.split, args.prompt_column, args.id_column)
     settings = {"height": args.height, "width": args.width, **sampler_settings(args)}
     job = batch_job.BatchJob.create(args.output, rows, args.seed, args.model, settings)
-    ray_batch.ray.init(
-        address=args.ray or "local", ignore_reinit_error=True, include_dashboard=False if args.ray is None else None
-    )
+    cluster = {"address": args.ray}
+    if args.ray is None:
+        # Beside the actors a CPU has to be left for the tasks that read and write rows, or all wait for ever.
+        needed = math.ceil(args.num_actors * args.cpus_per_actor) + 1
+        cluster = {"address": "local", "include_dashboard": False}
+        cluster["num_cpus"] = needed if needed > (os.cpu_count() or 1) else None
+    ray_batch.ray.init(ignore_reinit_error=True, **cluster)
     gpus = args.gpus_per_actor
     number = ray_batch.run_batch(
         job,

@@ -65,7 +65,10 @@ def run(args: argparse.Namespace) -> None:
     )
     path, image = args.output.with_suffix(".png"), output.images[0]
     own = {"model": args.model, "prompt": args.prompt, "images": args.images, "seed": args.seed}
-    save_png(image, path, {**own, "height": image.height, "width": image.width, **settings, **describe(pipe)})
+    own |= {"height": image.height, "width": image.width}
+    if args.result_only:  # the height is that of both panels
+        own |= {"result_only": True, "height": 2 * image.height}
+    save_png(image, path, {**own, **settings, **describe(pipe)})
     print(f"Saved {path}")
     if output.arrays is not None:
         np.save(path.with_suffix(".npy"), output.arrays[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import PIL.Image
 import torch
 from diffusers import VQModel
 
@@ -101,3 +102,8 @@ def lower_half(images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list
     if isinstance(images, list):
         return [lower_half(one) for one in images]
     return images[..., images.shape[-2] // 2 :, :]
+
+
+def lower_panel(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The lower half of a picture."""
+    return image.crop((0, image.height // 2, image.width, image.height))

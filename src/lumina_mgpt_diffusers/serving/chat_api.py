@@ -77,15 +77,20 @@ class ChatCall:
     async def events(self) -> AsyncIterator[str]:
         """The answer in pieces."""
         length = num_images = 0
-        yield self._chunk({"role": "assistant", "content": ""})
+        # The role goes with what comes first, since before it the arguments may turn out to be wrong.
+        role = {"role": "assistant"}
         async for part in self.parts():
             if isinstance(part, TextPart):
                 length += len(part.text)
-                yield self._chunk({"content": part.text})
+                delta = {"content": part.text}
             elif part.image is not None:
-                yield self._chunk({"images": [await self._image(part, num_images, length)]})
+                delta = {"images": [await self._image(part, num_images, length)]}
                 num_images += 1
-        yield self._chunk({}, self.end.finish_reason)
+            else:
+                continue
+            yield self._chunk({**role, **delta})
+            role = {}
+        yield self._chunk(role, self.end.finish_reason)
         if self.request.stream_options is not None and self.request.stream_options.include_usage:
             yield sse({**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()})
         yield sse("[DONE]")

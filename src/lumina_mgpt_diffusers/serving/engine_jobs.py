@@ -171,4 +171,5 @@ class EngineJobs:
             num_rows = row.num_final_codes // row.num_columns
             if num_rows >= answer.num_rows + job.every:
                 answer.num_rows = num_rows
-                job.put(RowsDone(answer.index, self.engine.codes(row).cpu(), num_rows))
+                num_given = row.num_given_codes // row.num_columns
+                job.put(RowsDone(answer.index, self.engine.codes(row).cpu(), num_rows, num_given))

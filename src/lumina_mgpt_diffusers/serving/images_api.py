@@ -8,7 +8,7 @@ import base64
 import io
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..lumina_mgpt import PanelTask, Task
+from ..lumina_mgpt.panels import lower_panel
 from ..png import describe, png_info
 from .answering import sse, stream, watched
 from .errors import ApiError
@@ -54,6 +56,7 @@ class ImageCall:
         kind (`str`): `"image_generation"` or `"image_edit"`, the name of its events.
         job ([`Job`]): The job.
         settings (`dict`): What the metadata of the images say. The seed is that of the first; each has its own.
+        result_only (`bool`): Whether an image is only the lower one of its two panels.
     """
 
     service: Service
@@ -61,6 +64,7 @@ class ImageCall:
     kind: str
     job: Job
     settings: dict[str, Any]
+    result_only: bool
 
     async def answer(self) -> Response:
         """All images at once."""
@@ -88,10 +92,7 @@ class ImageCall:
                 if not told:
                     self.service.metrics.first_rows.observe(time.monotonic() - begin)
                 number = told.setdefault(event.index, 0)
-                rows = len(event.codes)
-                # Previews are equal numbers of rows apart.
-                due = event.num_rows * (self.request.partial_images + 1) // rows
-                if due > number and number < self.request.partial_images:
+                if number < num_previews(event, self.request.partial_images):
                     told[event.index] = number + 1
                     image = await self._encode(event.codes, event.index)
                     yield self._event("partial_image", image, event, partial_image_index=number)
@@ -119,6 +120,7 @@ class ImageCall:
     async def _encode(self, codes: torch.LongTensor, index: int) -> EncodedImage:
         image = await asyncio.wrap_future(self.service.host.decode(codes))
         own = {"height": image.height, "width": image.width, "seed": self.settings["seed"] + index}
+        image = lower_panel(image) if self.result_only else image
         data = await asyncio.to_thread(self._to_file, image, {**self.settings, **own})
         return EncodedImage(base64.b64encode(data).decode(), f"{image.width}x{image.height}")
 
@@ -134,6 +136,12 @@ class ImageCall:
         if self.request.response_format == "url":
             return {"url": f"data:image/{self.request.output_format};base64,{image.data}"}
         return {"b64_json": image.data}
+
+
+def num_previews(event: RowsDone, most: int) -> int:
+    """How many previews of an image are due by now. They come after equal numbers of rows that are sampled."""
+    num_sampled, of = event.num_rows - event.num_given, len(event.codes) - event.num_given
+    return min(num_sampled * (most + 1) // of, most)
 
 
 def usage(ends: list[Ended]) -> dict[str, Any]:
@@ -171,8 +179,12 @@ async def edit(service: Service, request: Request) -> Response:
         return await _inpaint(service, request, fields, reader, images, prompt, files["mask"])
     tasks = service.host.pipe.family.tasks
     if fields.task not in tasks:
-        raise ApiError(400, f"task: has to be one of {', '.join(tasks)}.", "invalid_value", "task")
+        message = f"task: has to be one of {', '.join(tasks)}." if tasks else "task: this model has no tasks."
+        raise ApiError(400, message, "invalid_value", "task")
     arguments = {"image": [images], "task": fields.task, "prompt": prompt or None}
+    if fields.result_only:
+        _check_has_panels(fields.task, tasks)
+        arguments["result_only"] = True
     if fields.task != "edit" and not tasks[fields.task].needs_prompt:
         arguments["prompt"] = None  # clients of OpenAI always send one
     if fields.size == "free":
@@ -180,6 +192,15 @@ async def edit(service: Service, request: Request) -> Response:
     elif fields.sides is not None:
         arguments["height"], arguments["width"] = service.size(fields.sides)
     return await _run(service, request, fields, "image_edit", "image_to_image", arguments)
+
+
+def _check_has_panels(task: str, tasks: Mapping[str, Task]) -> None:
+    if isinstance(tasks[task], PanelTask):
+        return
+    others = ", ".join(name for name, own in tasks.items() if isinstance(own, PanelTask))
+    others = f"These have: {others}." if others else "No task of this model has."
+    message = f"result_only: has to be false for the task {task}, which has no panels. {others}"
+    raise ApiError(400, message, "invalid_value", "result_only")
 
 
 async def _read_form(request: Request, max_field_size: int) -> tuple[dict[str, str], dict[str, list[bytes]]]:
@@ -211,8 +232,9 @@ async def _inpaint(
     prompt: str,
     masks: list[bytes],
 ) -> Response:
-    if len(images) != 1 or len(masks) != 1 or fields.task != "edit" or fields.size == "free":
-        raise ApiError(400, "mask: goes with one image, without a task or a free size.", "invalid_value", "mask")
+    if len(images) != 1 or len(masks) != 1 or fields.task != "edit" or fields.size == "free" or fields.result_only:
+        message = "mask: goes with one image, without a task, its result_only or a free size."
+        raise ApiError(400, message, "invalid_value", "mask")
     mask = await asyncio.to_thread(_read_mask, reader.image(masks[0], "mask"))
     arguments = {"prompt": prompt, "image": images[0], "mask_image": mask}
     if fields.sides is not None:
@@ -253,7 +275,7 @@ async def _run(
     )
     told = {name: value for name, value in arguments.items() if isinstance(value, (str, int))}
     settings = {"model": service.model, **told, **own, "seed": seed}
-    call = ImageCall(service, fields, event_kind, job, settings)
+    call = ImageCall(service, fields, event_kind, job, settings, arguments.get("result_only", False))
     if fields.stream:
         return await stream(request, job, call.events(), limits.request_seconds)
     async with watched(request, job, limits.request_seconds):

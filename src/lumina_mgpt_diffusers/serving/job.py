@@ -45,11 +45,13 @@ class RowsDone:
         index (`int`): Which answer of the call.
         codes (`torch.LongTensor` of shape `(rows, columns)`): On the CPU; -1 where there is none yet.
         num_rows (`int`): How many rows are complete.
+        num_given (`int`): How many of them were given and not sampled.
     """
 
     index: int
     codes: torch.LongTensor
     num_rows: int
+    num_given: int
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ A replica that dies loses what it was making, whose clients get an error; others
 
 # No `from __future__ import annotations` here: Ray Serve reads the class of the builder's argument.
 from pathlib import Path
+from typing import Literal
 
 import torch
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from ray import serve
 
 from ..lumina_mgpt import LuminaMGPTPipeline
@@ -23,6 +24,10 @@ from .limits import ServerLimits
 from .server import build_app
 
 
+LIMITS = ("max_pixels", "max_images", "max_tokens", "max_body_bytes", "request_seconds")
+"""Those of [`ServerLimits`] that the command may say."""
+
+
 class Arguments(BaseModel):
     """
     What the command may say, as `name=value`.
@@ -30,15 +35,16 @@ class Arguments(BaseModel):
     Args:
         model (`str`, defaults to `"pocket"`): Hub id or folder, which all machines have to see.
         name (`str`, *optional*): The model's name for clients, by default that of its folder.
-        original_vqgan (`str`, *optional*): VQ model of an original checkpoint.
+        original_vqgan (`str`, *optional*), original_tokenizer (`str`, *optional*): Of an original checkpoint.
         device (`str`, *optional*), dtype (`str`, *optional*): By default `"cuda"` and `"bfloat16"` with a GPU.
         compile (`bool`, defaults to `False`): Whether to compile the transformer.
         gpus_per_replica (`float`, defaults to 1), cpus_per_replica (`float`, defaults to 1): Of each replica.
         min_replicas (`int`, defaults to 1), max_replicas (`int`, defaults to 1): Bounds of the autoscaling.
         max_slots (`int`), max_waiting (`int`), max_length (`int`): See [`EngineHost`].
+        max_pixels (`int`), max_images (`int`), max_tokens (`int`), max_body_bytes (`int`): See [`ServerLimits`].
         request_seconds (`float`): See [`ServerLimits`]. A replica that is to end finishes what it runs within this.
         api_key_file (`str`, *optional*): File with the key that clients have to know.
-        fetch_from (`list[str]`): Hosts whose images clients may name by URLs.
+        fetch_from (`list[str]`): Hosts whose images clients may name by URLs; in the command with commas between.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -46,8 +52,9 @@ class Arguments(BaseModel):
     model: str = POCKET_NAME
     name: str | None = None
     original_vqgan: str | None = None
+    original_tokenizer: str | None = None
     device: str | None = None
-    dtype: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     compile: bool = False
     gpus_per_replica: float = 1
     cpus_per_replica: float = 1
@@ -56,9 +63,18 @@ class Arguments(BaseModel):
     max_slots: int = 32
     max_waiting: int = 64
     max_length: int = 16384
+    max_pixels: int = ServerLimits.max_pixels
+    max_images: int = ServerLimits.max_images
+    max_tokens: int = ServerLimits.max_tokens
+    max_body_bytes: int = ServerLimits.max_body_bytes
     request_seconds: float = ServerLimits.request_seconds
     api_key_file: str | None = None
     fetch_from: list[str] = []
+
+    @field_validator("fetch_from", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
 
 
 @serve.ingress()
@@ -75,7 +91,10 @@ class Replica:
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = arguments.dtype or ("float32" if device == "cpu" else "bfloat16")
         pipe = LuminaMGPTPipeline.from_pretrained(
-            arguments.model, original_vqgan=arguments.original_vqgan, dtype=getattr(torch, dtype)
+            arguments.model,
+            original_vqgan=arguments.original_vqgan,
+            original_tokenizer=arguments.original_tokenizer,
+            dtype=getattr(torch, dtype),
         ).to(device)
         if arguments.compile:
             pipe.transformer.compile(**({"mode": "reduce-overhead", "fullgraph": True} if device == "cuda" else {}))
@@ -87,7 +106,7 @@ class Replica:
         return build_app(
             self._host,
             arguments.name or Path(arguments.model).resolve().name,
-            ServerLimits(request_seconds=arguments.request_seconds),
+            ServerLimits(**{name: getattr(arguments, name) for name in LIMITS}),
             None if key_file is None else Path(key_file).read_text(encoding="utf-8").strip(),
             arguments.fetch_from,
         )

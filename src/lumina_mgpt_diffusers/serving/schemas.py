@@ -92,6 +92,7 @@ class EditRequest(ImageFields):
 
     prompt: str = ""
     task: str = "edit"
+    result_only: bool = False
     input_fidelity: str | None = None  # accepted, without effect
 
 

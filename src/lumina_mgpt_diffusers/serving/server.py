@@ -42,7 +42,12 @@ def build_app(
         limits ([`ServerLimits`], *optional*): What clients may do.
         api_key (`str`, *optional*): A key that clients have to know.
         fetch_hosts (`Sequence[str]`): Hosts from which images of URLs are fetched. By default no URL is.
+
+    Raises:
+        `ValueError`: If the key is empty, which every client would know.
     """
+    if api_key == "":
+        raise ValueError("The key is empty. Leave it out to do without one.")
     limits, metrics = limits or ServerLimits(), ServerMetrics(host)
     service = Service(host, model, limits, metrics, tuple(fetch_hosts))
     started = int(time.time())

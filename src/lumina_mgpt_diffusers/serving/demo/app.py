@@ -7,7 +7,7 @@ import gradio as gr
 
 from ..host import EngineHost
 from .chat_tab import add_chat_tab
-from .history import add_history_tab, new_history
+from .history import History, add_history_tab
 from .image_tab import add_image_tab
 from .inpaint_tab import add_inpaint_tab
 from .task_tab import add_task_tab
@@ -20,12 +20,18 @@ CSS = """
 .gradio-container {width: 100% !important; max-width: 1280px !important; margin: 0 auto;}
 #sizes .grid-container {grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)) !important; gap: 4px;}
 #sizes .caption-label {font-size: 10px; padding: 1px 3px; left: 2px; bottom: 2px; max-width: calc(100% - 4px);}
-#sizes .grid-wrap {max-height: 240px;}
+#sizes .grid-wrap {min-height: 0; max-height: 240px;}
+#images .grid-wrap, #history .grid-wrap {min-height: 160px; max-height: none;}
 #history .grid-container {grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important;}
 .result img {object-fit: contain;}
 .slider, #history {max-width: 100%; overflow: hidden;}
 footer {display: none !important;}
 @media (max-width: 640px) {
+  /* The result comes after the buttons, and what else there is to set after the result. */
+  .controls {display: contents !important;}
+  .controls > *, .results {flex: 1 1 100% !important;}
+  .results {order: 1;}
+  .controls > .row ~ * {order: 2;}
   .gradio-container > * {padding: 8px !important;}
   .tab-container button {padding: 0 9px !important;}
   #chat {height: 60vh !important;}
@@ -43,7 +49,7 @@ def build_demo(host: EngineHost, title: str = "Lumina-mGPT") -> gr.Blocks:
     """
     with gr.Blocks(title=title, delete_cache=(60 * 60, DAY), analytics_enabled=False) as demo:
         gr.Markdown(f"# {title}")
-        history = gr.State(new_history)
+        history = gr.State(History)
         with gr.Tabs():
             finished = [add(host, history) for add in (add_image_tab, add_task_tab, add_inpaint_tab)]
             add_chat_tab(host)

@@ -66,15 +66,11 @@ class Conversation:
             self.shown.append({"role": "assistant", "content": shown})
 
 
-def new_conversation() -> Conversation:
-    return Conversation()
-
-
 def add_chat_tab(host: EngineHost) -> None:
     """Add the tab."""
     base_size = host.pipe.scheduler.config.resolution
     with gr.Tab("Chat", id="chat-tab"):
-        state = gr.State(new_conversation)
+        state = gr.State(Conversation)
         chatbot = gr.Chatbot(label="Conversation", height=480, elem_id="chat", feedback_options=None, buttons=["copy"])
         box = gr.MultimodalTextbox(
             placeholder="Say something, with images if you like",
@@ -111,18 +107,18 @@ def add_chat_tab(host: EngineHost) -> None:
             state.ask(said["text"], [own if isinstance(own, str) else own["path"] for own in said["files"]])
         except OSError as error:
             raise gr.Error("This image cannot be read.", print_exception=False) from error
-        chosen = seed_of(seed, is_random)
+        chosen, messages = seed_of(seed, is_random), list(state.messages)
+        state.begin_answer()
         job = start(
             host,
             "chat",
             every=EVERY,
-            messages=list(state.messages),
+            messages=messages,
             max_new_tokens=int(most),
             text_temperature=temperature,
             guidance_scale=guidance,
             generator=torch.Generator().manual_seed(chosen),
         )
-        state.begin_answer()
         yield state.shown, state, None, chosen
         try:
             async for part, shown in _parts(host, job, chatbot.GRADIO_CACHE):
@@ -142,14 +138,14 @@ def add_chat_tab(host: EngineHost) -> None:
     )
     box.stop(None, cancels=[running], api_visibility="private")
     new.click(
-        lambda: ([], new_conversation()),
+        lambda: ([], Conversation()),
         None,
         [chatbot, state],
         cancels=[running],
         show_progress="hidden",
         api_visibility="private",
     )
-    chatbot.clear(new_conversation, None, state, cancels=[running], show_progress="hidden", api_visibility="private")
+    chatbot.clear(Conversation, None, state, cancels=[running], show_progress="hidden", api_visibility="private")
     example.click(lambda: {"text": EXAMPLE.format(base_size), "files": []}, None, box, api_visibility="private")
 
 

@@ -27,7 +27,7 @@ class Comparison:
     @classmethod
     def add(cls, tab: str) -> Comparison:
         """Add the column. The ids of its elements begin with the name of the tab."""
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300, elem_classes="results"):
             return cls(
                 gr.ImageSlider(
                     label="Before and after",
@@ -72,7 +72,7 @@ class Comparison:
             if not is_done:
                 yield (before, after), gr.skip(), gr.skip(), gr.skip(), gr.skip()
                 continue
-            made = {**settings, "height": after.height, "width": after.width}
+            made = {**settings, "height": image.height, "width": image.width}
             result = save_result(host, after, made, self.output.GRADIO_CACHE)
             history.add(result)
             yield (before, after), result.path, result.as_text, gr.skip(), history

@@ -49,10 +49,6 @@ class History:
         self.results = [result, *self.results][:MOST]
 
 
-def new_history() -> History:
-    return History()
-
-
 def save_result(host: EngineHost, image: PIL.Image.Image, settings: dict[str, Any], folder: str) -> Result:
     """An image as a PNG with its settings, in the cache of a component, which may be downloaded."""
     settings = {name: value for name, value in settings.items() if value is not None}

@@ -25,7 +25,7 @@ def add_image_tab(host: EngineHost, history: gr.State) -> Any:
     # Within the tab: tabs are counted by the children of what holds them.
     with gr.Tab("Image", id="image"), gr.Row():
         results = gr.State(list)
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300, elem_classes="controls"):
             prompt = gr.Textbox(label="Prompt", lines=3, placeholder="a red fox in the snow", elem_id="prompt")
             with gr.Row():
                 run = gr.Button("Generate", variant="primary", elem_id="generate", min_width=100)
@@ -35,7 +35,7 @@ def add_image_tab(host: EngineHost, history: gr.State) -> Any:
             seed, is_random = seed_controls()
             negative = gr.Textbox(label="Negative prompt", lines=1, elem_id="negative")
             sampler = SamplerControls.add(host)
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300, elem_classes="results"):
             images = gr.Gallery(
                 label="Images",
                 columns=2,

@@ -30,9 +30,10 @@ def add_inpaint_tab(host: EngineHost, history: gr.State) -> Any:
     base_size, scale = host.pipe.scheduler.config.resolution, host.pipe.vae_scale_factor
     grid_size = host.pipe.family.grid_size
     with gr.Tab("Inpaint", id="inpaint"), gr.Row():
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300, elem_classes="controls"):
+            gr.Markdown("Paint over what is to be made anew.")
             editor = gr.ImageMask(
-                label="Paint over what is to be made anew",
+                label="Image",
                 type="pil",
                 format="png",
                 sources=["upload", "clipboard"],

@@ -13,6 +13,7 @@ import torch
 
 from ...lumina_mgpt import PanelTask
 from ...lumina_mgpt.image_encoding import prepare_image
+from ...lumina_mgpt.panels import lower_panel
 from ..host import EngineHost
 from .comparison import Comparison
 from .controls import SamplerControls, seed_controls, seed_of
@@ -26,7 +27,7 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
     family = host.pipe.family
     tasks = family.tasks
     with gr.Tab("Tasks", id="tasks"), gr.Row():
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300, elem_classes="controls"):
             image = gr.Image(label="Image", type="pil", sources=["upload", "clipboard"], elem_id="input", height=280)
             task = gr.Dropdown(list(tasks), value=next(iter(tasks), None), label="Task", elem_id="task")
             prompt = gr.Textbox(label="Prompt", lines=2, placeholder="Make it night.", elem_id="task-prompt")
@@ -85,8 +86,3 @@ def add_task_tab(host: EngineHost, history: gr.State) -> Any:
     )
     cancel.click(None, cancels=[running], api_visibility="private")
     return running
-
-
-def lower_panel(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The result of a task of two panels."""
-    return image.crop((0, image.height // 2, image.width, image.height))
