@@ -28,7 +28,8 @@ from .row import Row
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler, SamplerSettings, SamplingPlaces
 from .slot_attention import LEAST_QUERIES
 from .slots import CONDITIONAL, LENGTH_STEP, UNCONDITIONAL, Slots, round_up
-from .windows import MAX_WINDOW, ForwardShapes, WindowTuner
+from .window_tuner import WindowTuner
+from .windows import MAX_WINDOW, ForwardShapes
 
 
 # By device type, where compiled code may be CUDA graphs, which are recorded for a length: they get fewer.
