@@ -11,7 +11,7 @@ import torch
 from conftest import copy_of
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
-from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine
+from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine, as_slice
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation
 from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar, Request
 from lumina_mgpt_diffusers.lumina_mgpt.row import Row, SampledImage
@@ -381,6 +381,16 @@ def test_a_window_there_was_no_room_for_is_not_judged():
         assert tuner.choose(2) == tried
         tuner.observe(tried, 2.0, [1, 1])
     assert tuner.choose(2) != tried
+
+
+@pytest.mark.parametrize("indices", [[0], [3], [0, 1, 2], [0, 2, 4], [1, 4]])
+def test_evenly_spaced_rows_are_taken_without_a_copy(indices):
+    assert list(range(8)[as_slice(indices)]) == indices
+
+
+@pytest.mark.parametrize("indices", [[], [0, 2, 3], [2, 1], [1, 1]])
+def test_other_rows_are_taken_by_their_indices(indices):
+    assert as_slice(indices) is None
 
 
 # Room
