@@ -96,13 +96,13 @@ class NeighborLogits:
             window ([`Window`]): Consecutive places.
             logits (`torch.Tensor` of shape `(batch_size, number, num_codes)`): Their guided logits.
         """
-        number = window.place.shape[1]
-        columns = window.place % window.stride
+        spare = self._logits.shape[1] - 1
+        place = window.place[:, -spare:]
+        number, columns = place.shape[1], place % window.stride
         # Of two places in a column the later one has to stay: the earlier write to a spare column.
         is_last = torch.arange(number, device=columns.device) >= number - window.stride
-        spare = self._logits.shape[1] - 1
         columns = columns.where(is_last, spare)
-        self._logits[self._images, columns] = logits
+        self._logits[self._images, columns] = logits[:, -spare:]
         self._is_known[self._images, columns] = is_last
         self._last = window.place[:, -1:]
 

@@ -28,7 +28,8 @@ from .row import Row
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler, SamplerSettings, SamplingPlaces
 from .slot_attention import LEAST_QUERIES
 from .slots import CONDITIONAL, LENGTH_STEP, UNCONDITIONAL, Slots, round_up
-from .windows import MAX_WINDOW, ForwardShapes, WindowTuner
+from .window_tuner import WindowTuner
+from .windows import MAX_WINDOW, ForwardShapes
 
 
 # By device type, where compiled code may be CUDA graphs, which are recorded for a length: they get fewer.
@@ -476,13 +477,24 @@ class Engine:
         padding = [0] * (slots.num_padded - len(slots))
         self._slot_rows = batch.upload([index[row] for row, _ in slots.entries] + padding)
         self._slot_offsets = batch.upload(slots.offsets[: len(slots)] + padding)[:, None]
-        self._conditional = batch.upload([slot[row, CONDITIONAL] for row in batch.images])
-        self._unconditional = batch.upload(
-            [slot.get((row, UNCONDITIONAL), slot[row, CONDITIONAL]) for row in batch.images]
+        conditional = [slot[row, CONDITIONAL] for row in batch.images]
+        unconditional = [slot.get((row, UNCONDITIONAL), slot[row, CONDITIONAL]) for row in batch.images]
+        # A slice of the logits spares a copy of them.
+        self._conditional, self._unconditional = (
+            as_slice(indices) or batch.upload(indices) for indices in (conditional, unconditional)
         )
         guided = [row.is_guided for row in batch.images]
         self._all_guided = all(guided)
         self._guided = batch.upload(guided).bool() if any(guided) else None
+
+
+def as_slice(indices: Sequence[int]) -> slice | None:
+    """The slice that takes the same, of indices that are evenly spaced."""
+    if not indices:
+        return None
+    step = indices[1] - indices[0] if len(indices) > 1 else 1
+    is_even = step > 0 and all(later - index == step for index, later in zip(indices, indices[1:]))
+    return slice(indices[0], indices[-1] + 1, step) if is_even else None
 
 
 def is_compiled(module: nn.Module) -> bool:

