@@ -6,8 +6,8 @@ Talk to Lumina-mGPT in a terminal, with images in and out.
 
 An image goes where its path stands after an @, as in `Describe @fox.png in detail.` or `Make it night. @"my fox.png"`.
 The images of the answers are saved to `--output`. `/new` begins a new conversation, `/quit` or the end of input ends.
-Without `--model` it runs on the pocket model of the package, which has learnt to draw and not to
-talk: that shows how the calls go.
+Without `--model` it runs on the pocket model of the package, which answers questions about pictures of toys
+("How many objects are there? @toys.png") and draws, and knows no other talk.
 """
 
 import argparse

@@ -7,8 +7,7 @@ Edit images, or get their depth, normals, segmentation, pose or detections, with
     python examples/image_to_image.py … --image fox.png --task depth --output depth.png
 
 What an image means as numbers (depth, normals, labels) is saved beside it as `.npy`. Without `--model` it runs on the
-pocket model of the package, which has learnt to draw from text only and so shows how the calls go, and without
-`--image` on a picture that the model draws first.
+pocket model of the package, which knows toys on a floor, and without `--image` on a picture that it draws first.
 """
 
 import argparse
