@@ -8,7 +8,7 @@ Run again after `evaluate.py`, it writes the card with its figures:
 
     python examples/pocket/finish_model.py --pipeline pocket_work/omni_sft/pipeline --output pocket_work/pocket \
         --figures pocket_work/figures --vq_figures pocket_work/vq/figures.jsonl --training \
-        pocket_work/fp_sft/{96,128,192}/pipeline/training.json pocket_work/omni_sft/pipeline/training.json
+        pocket_work/fp_sft/{96,128}/pipeline/training.json pocket_work/omni_sft/pipeline/training.json
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ def training_arguments(arguments: FineTuningArguments, steps_per_epoch: int) -> 
     if warmup is None:
         warmup = round(0.01 * steps_per_epoch)
     names = {one.name for one in dataclasses.fields(TrainingArguments)}
-    # The name before transformers 5.20.
+    # Older versions of transformers have the other name.
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     values = {
         "output_dir": arguments.output_dir,
