@@ -146,7 +146,8 @@ def test_of_two_panels_both_or_the_result_alone(pipe_2):
             image=to_png(photo()), prompt="a cat", stream=True, partial_images=3, extra_body=body
         )
         *partial, completed = list(stream)
-        assert [event.size for event in [*partial, completed]] == ["96x96"] * 4
+        assert 1 <= len(partial) <= 3  # fewer where one step ends several rows
+        assert {event.size for event in [*partial, completed]} == {"96x96"}
         assert completed.b64_json == answer.data[0].b64_json
         with pytest.raises(openai.BadRequestError, match="valid boolean"):
             edit(task="depth", result_only="maybe")
