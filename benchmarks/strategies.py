@@ -300,8 +300,9 @@ def ours(
     )
     transformer = TimedTransformer(task.transformer)
     base_size = task.vocabulary.patch_size * max(task.rows, task.columns)
-    cache = task.kept_caches.pop() if task.kept_caches else None
-    engine = Engine(transformer, scheduler, Grammar(task.vocabulary, base_size), task.device, cache=cache)
+    engine = Engine(transformer, scheduler, Grammar(task.vocabulary, base_size), task.device)
+    if task.kept_caches:
+        engine.cache = task.kept_caches.pop()
     rows = [engine.submit(request) for request in task.requests(scheduler)]
     steps = 0
     while not engine.is_idle and steps != task.max_steps:

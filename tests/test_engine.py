@@ -383,6 +383,34 @@ def test_a_window_there_was_no_room_for_is_not_judged():
     assert tuner.choose(2) != tried
 
 
+def test_other_numbers_of_rows_begin_with_what_is_fastest_for_them():
+    tuner = WindowTuner([1, 2, 4, 8, 16, 32])
+    for _ in range(60):  # up to 32 tokens take about the same time, and twice as many twice as long
+        window = tuner.choose(2)
+        tuner.observe(window, max(1.0, window / 16) + window / 1000, [12])
+    # Of far more tokens than were measured nothing is believed.
+    assert [tuner.choose(load) for load in (2, 4, 64, 2)] == [16, 8, 2, 16]
+
+
+def test_a_call_goes_on_with_what_an_earlier_one_measured(trained_pipe):
+    def call(pipe, **options) -> WindowTuner:
+        pipe("a cat", height=64, width=64, output_type="latent", num_draft_tokens="auto", **options)
+        (tuner,) = pipe._kept_tuners.values()
+        return tuner
+
+    pipe = copy_of(trained_pipe)
+    tuner = call(pipe)
+    assert call(pipe) is tuner and len(tuner._times) > 1
+    pipe("a cat", height=64, width=64, output_type="latent", num_draft_tokens=3)
+    stream = pipe.stream("a cat", output_type="latent", num_draft_tokens="auto")
+    next(stream)
+    assert call(pipe) is not tuner  # which is in use
+    list(stream)
+    assert call(pipe) is tuner
+    with torch.autocast("cpu", torch.bfloat16):
+        assert call(pipe) is not tuner
+
+
 @pytest.mark.parametrize("indices", [[0], [3], [0, 1, 2], [0, 2, 4], [1, 4]])
 def test_evenly_spaced_rows_are_taken_without_a_copy(indices):
     assert list(range(8)[as_slice(indices)]) == indices

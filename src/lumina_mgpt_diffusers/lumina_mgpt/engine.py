@@ -60,7 +60,10 @@ class Engine:
             See [`LuminaMGPTScheduler`], whose configuration is the default.
         max_slots (`int`, *optional*):
             Most rows of the KV cache; requests wait until there is room. By default all are sampled at once.
-        cache ([`SlotCache`], *optional*): The `cache` of an engine that has ended, to be used again if it fits.
+
+    Attributes:
+        cache ([`SlotCache`], *optional*): The KV cache. That of an engine that has ended is used again if it fits.
+        tuner ([`WindowTuner`], *optional*): Chooses the windows if the number of drafts is `"auto"`.
     """
 
     def __init__(
@@ -72,7 +75,6 @@ class Engine:
         num_draft_tokens: int | str | None = None,
         draft_init: str | None = None,
         max_slots: int | None = None,
-        cache: SlotCache | None = None,
     ) -> None:
         config = scheduler.config
         self.transformer = transformer
@@ -99,17 +101,17 @@ class Engine:
         is_quantised = getattr(transformer, "hf_quantizer", None) is not None
         is_plain = not is_quantised and not any(map(is_compiled, transformer.modules()))
         shapes = ForwardShapes.for_device(device, transformer.dtype, config.batch_invariant, is_plain)
-        self._tuner = None
+        self.tuner = None
         if self.num_draft_tokens == "auto":
             # Short windows are other code than longer ones, once compiled.
             least = LEAST_QUERIES if self._is_compiled else 1
             sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if least <= size <= shapes.max_window]
-            self._tuner = WindowTuner(sizes)
-        most = MAX_WINDOW if self._tuner is not None else max(self.num_draft_tokens, MAX_RUN) + 1
+            self.tuner = WindowTuner(sizes)
+        most = MAX_WINDOW if self.tuner is not None else max(self.num_draft_tokens, MAX_RUN) + 1
         length_step = COMPILED_LENGTH_STEP[device.type] if self._is_recorded else LENGTH_STEP
         code_range = grammar.vocabulary.code_range
         max_window = min(most, shapes.max_window)
-        self._slots = Slots(transformer, device, shapes, max_window, length_step, code_range, cache)
+        self._slots = Slots(transformer, device, shapes, max_window, length_step, code_range)
         in_range = grammar.vocabulary.code_ids.cpu() - code_range[0]
         # Where the range holds the codes in order and nothing else, the logits are already those of the codebook.
         is_identity = torch.equal(in_range, torch.arange(code_range[1] - code_range[0], device="cpu"))
@@ -138,6 +140,11 @@ class Engine:
     @cache.setter
     def cache(self, cache: SlotCache) -> None:
         self._slots.cache = cache
+
+    @property
+    def tuner_kind(self) -> tuple:
+        """What an engine has to have in common with this one for its steps to take as long."""
+        return (id(self.transformer), *self.cache_kind, *self.tuner.windows)
 
     @property
     def cache_kind(self) -> tuple:
@@ -239,7 +246,7 @@ class Engine:
             return shapes.window
         window = 1
         if self._batch.images:
-            window = self._tuner.choose(len(self._slots)) if self._tuner else self.num_draft_tokens + 1
+            window = self.tuner.choose(len(self._slots)) if self.tuner else self.num_draft_tokens + 1
         run = min(max(row.run() for row in self.rows if not row.is_finished), MAX_RUN)
         return min(max(window, run + 1), shapes.max_window)
 
@@ -404,8 +411,8 @@ class Engine:
                 row.accept_token(token)
                 self._is_stale |= row.in_image or row.is_finished
         busy = self._busy + time.perf_counter() - self._started
-        if self._tuner is not None and advanced and window in self._tuner.windows:
-            self._tuner.observe(window, busy - self._busy_until_read, advanced)
+        if self.tuner is not None and advanced and window in self.tuner.windows:
+            self.tuner.observe(window, busy - self._busy_until_read, advanced)
         self._busy_until_read = busy
 
     def _finish_rows(self) -> None:

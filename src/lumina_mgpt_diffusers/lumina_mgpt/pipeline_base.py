@@ -27,6 +27,7 @@ from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
 from .unirep import ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
 from .vocabulary import family_of, read_vocabulary
+from .window_tuner import WindowTuner
 
 
 logger = logging.get_logger(__name__)
@@ -71,6 +72,7 @@ class LuminaMGPTBasePipeline(
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._last_call = Call()
         self._kept_caches: list[SlotCache] = []
+        self._kept_tuners: dict[tuple, WindowTuner] = {}
 
     def register_modules(self, **components: object) -> None:
         """Add components by name, None for one that is missing. Raises a `ValueError` if they do not fit."""
@@ -159,13 +161,17 @@ class LuminaMGPTBasePipeline(
 
     kept_cache_device = "cuda"
 
-    def lend_cache(self, engine: Engine) -> None:
-        """Give an engine the KV cache of an earlier call, alone until [`keep_cache`]."""
+    def lend(self, engine: Engine) -> None:
+        """Give an engine the KV cache of an earlier call and what its steps took, alone until [`keep`]."""
         if self._kept_caches:
             engine.cache = self._kept_caches.pop()
+        if engine.tuner is not None:
+            engine.tuner = self._kept_tuners.pop(engine.tuner_kind, engine.tuner)
 
-    def keep_cache(self, engine: Engine) -> None:
-        """Keep the KV cache of an engine that has ended for the next call."""
+    def keep(self, engine: Engine) -> None:
+        """Keep for the next call what an engine that has ended leaves."""
+        if engine.tuner is not None:
+            self._kept_tuners = {engine.tuner_kind: engine.tuner}
         if engine.device.type == self.kept_cache_device and is_compiled(self.transformer) and engine.cache is not None:
             self._kept_caches[:] = [engine.cache]
 

@@ -109,6 +109,7 @@ class Answers:
 
     def _sample(self, engine: Engine) -> Iterator[tuple[int, SampledText | SampledImage]]:
         with self.pipe.progress_bar(total=sum(request.max_new_tokens for request in self.requests)) as progress_bar:
+            self.pipe.lend(engine)
             while not engine.is_idle and not self.call.interrupt:
                 engine.step()
                 for index, row in enumerate(self.rows):
@@ -120,6 +121,7 @@ class Answers:
         for index, row in enumerate(self.rows):
             engine.stop(row)
             yield from ((index, piece) for piece in row.take_pieces())
+        self.pipe.keep(engine)
 
     def draw_keys(self) -> None:
         """Give the requests the keys of their noise, from the generators of their conversations."""

@@ -36,12 +36,11 @@ class Slots:
         max_window (`int`): Most places of a forward.
         length_step (`int`): What lengths of sequences are rounded up to.
         logits_range (`tuple[int, int]`): Token ids of codes, since a forward computes some logits.
-        cache ([`SlotCache`], *optional*): A cache of an earlier call, to be used again if it fits.
 
     Attributes:
         entries (`list[tuple[Row, int]]`): Whose tokens each row of the cache holds, of which branch.
         offsets (`list[int]`): Positions of the row that its branch does not have.
-        cache ([`SlotCache`], *optional*): The cache, once there is one.
+        cache ([`SlotCache`], *optional*): The cache, once there is one; one of an earlier call if that fits.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Slots:
         max_window: int,
         length_step: int,
         logits_range: tuple[int, int],
-        cache: SlotCache | None,
     ) -> None:
         self.transformer = transformer
         self.device = device
@@ -60,7 +58,7 @@ class Slots:
         self.max_window = max_window
         self.length_step = length_step
         self.logits_range = logits_range
-        self.cache = cache
+        self.cache: SlotCache | None = None
         self.entries: list[tuple[Row, int]] = []
         self.offsets: list[int] = []
         self._views: dict[int, list[tuple[int, int, SlotCache]]] = {}

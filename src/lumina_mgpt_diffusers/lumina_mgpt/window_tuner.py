@@ -21,6 +21,11 @@ class ForwardTimes:
     def __len__(self) -> int:
         return len(self._seconds)
 
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens of a step that was measured."""
+        return max(self._seconds)
+
     def observe(self, num_tokens: int, seconds: float) -> None:
         self._seconds.setdefault(num_tokens, deque(maxlen=8)).append(seconds)
 
@@ -45,7 +50,8 @@ class WindowTuner:
 
     What a window makes final is known of smaller ones too, and about known of the next larger one: the images that
     accept a whole window are taken to accept that. The time is known of the numbers of tokens that were tried. So two
-    windows are tried at the beginning, and from time to time one beside the best.
+    windows are tried at the beginning, and from time to time one beside the best. A pipeline keeps its tuner from call
+    to call, since few steps make a small image.
 
     Args:
         windows (`list[int]`): The windows to choose from, ascending.
@@ -94,11 +100,9 @@ class WindowTuner:
         Args:
             load (`int`): Number of rows of the forward.
         """
-        if self._best is None:
-            wanted = max(self.first_tokens // load, min(self.least_first, self.most_first_tokens // load))
-            self._best = max((index for index, window in enumerate(self.windows) if window <= wanted), default=0)
         if load != self._load:
-            self._load, self._current, self._steps = load, self._best, 0
+            self._load = load
+            self._begin()
         return self.windows[self._current]
 
     def observe(self, window: int, seconds: float, num_final: Sequence[int]) -> None:
@@ -125,12 +129,22 @@ class WindowTuner:
         if self._steps >= self.trial_steps:
             self._decide()
 
+    def _begin(self) -> None:
+        """Go to the window that is the fastest, as far as the times of about so many tokens are known."""
+        most = max(self.first_tokens // self._load, min(self.least_first, self.most_first_tokens // self._load))
+        if len(self._times) > 1:
+            most = max(most, 2 * self._times.most_tokens // self._load)
+        allowed = [index for index, window in enumerate(self.windows) if window <= most] or [0]
+        if self._best not in allowed:
+            self._best = allowed[-1]
+        if len(self._times) > 1:
+            self._improve({index: self._rate(index) for index in allowed if index in self._means})
+        self._current, self._steps = self._best, 0
+
     def _decide(self) -> None:
         """Go to the best window, or from there to one beside it."""
         rates = {index: self._rate(index) for index in self._means}
-        fastest = max(rates, key=rates.get)
-        if rates[fastest] > self.least_gain * rates[self._best]:
-            self._best, self._interval = fastest, self.trial_interval
+        self._improve(rates)
         wanted = self._best
         if wanted == self._current and (len(self._times) == 1 or self._steps_since_trial >= self._interval):
             wanted = self._beside(rates)
@@ -138,6 +152,11 @@ class WindowTuner:
             self._interval = min(2 * self._interval, self.max_trial_interval)
         if wanted != self._current:
             self._current, self._steps = wanted, 0
+
+    def _improve(self, rates: dict[int, float]) -> None:
+        fastest = max(rates, key=rates.get)
+        if rates[fastest] > self.least_gain * rates.get(self._best, 0.0):
+            self._best, self._interval = fastest, self.trial_interval
 
     def _beside(self, rates: dict[int, float]) -> int:
         """The window to try: of the two beside the best the one that was not tried last, if it promises enough."""
