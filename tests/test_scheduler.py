@@ -216,6 +216,16 @@ def test_log_probs_are_those_of_the_draws():
     assert chisquare(counts[kept].numpy(), (expected / expected.sum() * 40_000).numpy()).pvalue > 1e-3
 
 
+def test_guidance_goes_on_from_the_unconditional_to_the_conditional_logits():
+    scheduler = LuminaMGPTScheduler()
+    conditional, unconditional = torch.randn(2, 2, 3, 50, generator=generator(7))
+    places = SamplingPlaces([scheduler.settings(guidance_scale=scale) for scale in (1.5, 4.0)], torch.device("cpu"))
+    guided = scheduler.guide(conditional.clone(), unconditional.clone(), places.at(torch.arange(3).expand(2, 3)))
+    for row, scale in enumerate((1.5, 4.0)):
+        expected = scale * conditional[row].double() + (1 - scale) * unconditional[row].double()
+        torch.testing.assert_close(guided[row].double(), expected, atol=1e-5, rtol=0)
+
+
 def test_guidance_of_one_and_less_is_off():
     for scale in (0, 0.5, 1):
         assert not LuminaMGPTScheduler(guidance_scale=scale).settings().is_guided

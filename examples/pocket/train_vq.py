@@ -237,7 +237,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the VQ model, its log and checkpoints")
     parser.add_argument("--num_codes", type=int, default=1024)
-    parser.add_argument("--widths", type=int, nargs=5, default=(16, 32, 48, 64, 80), help="channels of each level")
+    parser.add_argument("--widths", type=int, nargs="+", default=(16, 32, 48, 64, 80), help="of 5 levels: stride 16")
     parser.add_argument("--max_train_steps", type=int, default=16_500)
     parser.add_argument("--plain_steps", type=int, default=1500, help="steps before there is a codebook")
     parser.add_argument(
@@ -266,6 +266,7 @@ def main() -> None:
         mixed_precision=args.mixed_precision,
         project_config=ProjectConfiguration(str(args.output), automatic_checkpoint_naming=True, total_limit=3),
     )
+    args.output.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     vqvae = build_vq(args.num_codes, tuple(args.widths))
     codebook = MovingCodebook(vqvae.quantize.embedding.weight)
