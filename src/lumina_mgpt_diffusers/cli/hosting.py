@@ -1,5 +1,5 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What the commands share that keep a model running for many."""
+"""What the commands share that keep a model running for many, that of Ray Serve among them."""
 
 import argparse
 import os

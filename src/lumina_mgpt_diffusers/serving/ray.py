@@ -17,9 +17,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, field_validator
 from ray import serve
 
-from ..lumina_mgpt import LuminaMGPTPipeline
+from ..cli.hosting import load_host, model_name
 from ..shipped import POCKET_NAME
-from .host import EngineHost
 from .limits import ServerLimits
 from .server import build_app
 
@@ -38,6 +37,7 @@ class Arguments(BaseModel):
         original_vqgan (`str`, *optional*), original_tokenizer (`str`, *optional*): Of an original checkpoint.
         device (`str`, *optional*), dtype (`str`, *optional*): By default `"cuda"` and `"bfloat16"` with a GPU.
         compile (`bool`, defaults to `False`): Whether to compile the transformer.
+        num_draft_tokens (`int` or `"auto"`, *optional*): A matter of speed alone.
         gpus_per_replica (`float`, defaults to 1), cpus_per_replica (`float`, defaults to 1): Of each replica.
         min_replicas (`int`, defaults to 1), max_replicas (`int`, defaults to 1): Bounds of the autoscaling.
         max_slots (`int`), max_waiting (`int`), max_length (`int`): See [`EngineHost`].
@@ -56,6 +56,7 @@ class Arguments(BaseModel):
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     compile: bool = False
+    num_draft_tokens: int | Literal["auto"] | None = None
     gpus_per_replica: float = 1
     cpus_per_replica: float = 1
     min_replicas: int = 1
@@ -88,24 +89,16 @@ class Replica:
 
     def __init__(self, arguments: Arguments) -> None:
         self._arguments = arguments
+        # Of this machine, which need not be like that of the command.
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = arguments.dtype or ("float32" if device == "cpu" else "bfloat16")
-        pipe = LuminaMGPTPipeline.from_pretrained(
-            arguments.model,
-            original_vqgan=arguments.original_vqgan,
-            original_tokenizer=arguments.original_tokenizer,
-            dtype=getattr(torch, dtype),
-        ).to(device)
-        if arguments.compile:
-            pipe.transformer.compile(**({"mode": "reduce-overhead", "fullgraph": True} if device == "cuda" else {}))
-        self._host = EngineHost(pipe, arguments.max_slots, arguments.max_waiting, arguments.max_length)
+        self._host = load_host(arguments.model_copy(update={"device": device}))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         arguments = self._arguments
         key_file = arguments.api_key_file
         return build_app(
             self._host,
-            arguments.name or Path(arguments.model).resolve().name,
+            model_name(arguments),
             ServerLimits(**{name: getattr(arguments, name) for name in LIMITS}),
             None if key_file is None else Path(key_file).read_text(encoding="utf-8").strip(),
             arguments.fetch_from,
