@@ -363,6 +363,7 @@ def test_where_things_are(open_page):
     assert top_of(page, "#images") < top_of(page, "#generate") < top_of(page, "#sizes")
     page = open_page(390, 844)
     assert top_of(page, "#generate") < top_of(page, "#images") < top_of(page, "#sizes")
+    assert page.locator("#settings").bounding_box()["height"] < 120
     for tab, name in (("Tasks", "task"), ("Inpaint", "inpaint")):
         page.get_by_role("tab", name=tab).click()
         page.locator(f"#{name}-slider").wait_for()

@@ -51,7 +51,8 @@ COMMAND = [sys.executable, "-m", "lumina_mgpt_diffusers.cli"]
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "batch_shards.py"
 
-NUM_ROWS = 24
+NUM_ROWS, SIZE = 24, 192
+"""Of a job: enough that a kill seldom comes after its end."""
 
 PATIENCE = 600
 """Seconds that anything may take."""
@@ -81,7 +82,7 @@ def cluster():
 
 
 def batch(prompts: Path, folder: Path, model: Path, *options: str) -> list[str]:
-    sizes = ["--height", "64", "--width", "64", "--rows_per_task", "2", "--max_slots", "4"]
+    sizes = ["--height", str(SIZE), "--width", str(SIZE), "--rows_per_task", "2", "--max_slots", "4"]
     own = ["batch", str(prompts), "--output", str(folder), "--model", str(model), "--device", "cpu", *sizes, *options]
     return [*COMMAND, *own]
 
@@ -98,7 +99,8 @@ def images_of(folder: Path) -> dict[str, bytes]:
 def undisturbed(prompts, saved_folder, tmp_path_factory) -> dict[str, bytes]:
     """What a job gives that runs without Ray."""
     folder = tmp_path_factory.mktemp("undisturbed") / "job"
-    options = ["--output", str(folder), "--model", str(saved_folder), "--height", "64", "--width", "64"]
+    options = ["--output", str(folder), "--model", str(saved_folder)]
+    options += ["--height", str(SIZE), "--width", str(SIZE)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["script", str(prompts), *options])
         runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -113,7 +115,7 @@ def test_a_job(undisturbed, prompts, saved_folder, random_pipe):
 
     image = PIL.Image.open(io.BytesIO(undisturbed["row 3"]))
     seed = json.loads(image.text["parameters"])["seed"]
-    assert same(image, random_pipe("a cat 3", height=64, width=64, generator=seeded(seed)).images[0])
+    assert same(image, random_pipe("a cat 3", height=SIZE, width=SIZE, generator=seeded(seed)).images[0])
 
 
 def test_actors_that_would_take_all_cpus(undisturbed, prompts, saved_folder, tmp_path):

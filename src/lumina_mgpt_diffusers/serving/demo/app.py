@@ -24,6 +24,7 @@ CSS = """
 #images .grid-wrap, #history .grid-wrap {min-height: 160px; max-height: none;}
 #history .grid-container {grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important;}
 .result img {object-fit: contain;}
+[id$=settings] .empty {min-height: 48px;}
 .slider, #history {max-width: 100%; overflow: hidden;}
 footer {display: none !important;}
 @media (max-width: 640px) {

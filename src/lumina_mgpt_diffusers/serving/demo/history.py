@@ -62,7 +62,7 @@ def add_history_tab(history: gr.State, finished: Sequence[Any]) -> None:
     """A tab with the results of the visit, renewed when one of the events has finished and when it is opened."""
     with gr.Tab("History", id="history") as tab:
         gallery = gr.Gallery(label="This visit", columns=4, object_fit="contain", elem_id="history", format="png")
-        settings = gr.Code(label="Settings", language="json", interactive=False)
+        settings = gr.Code(label="Settings", language="json", interactive=False, elem_id="history-settings")
 
     def show(own: History) -> list[str]:
         return [result.path for result in own.results]
