@@ -38,7 +38,9 @@ def figures(tmp_path) -> Path:
         path.write_text(json.dumps(values | {"overall": [0.75] * 8}))
     (tmp_path / "prompts_test_96x384.json").write_text(json.dumps(values))
     (tmp_path / "frechet.json").write_text(json.dumps({"distance": 3.14159, "num_images": 500}))
-    (tmp_path / "tasks_test.json").write_text(json.dumps({"depth, relative error": [0.25, 0.25]}))
+    (tmp_path / "tasks_test.json").write_text(
+        json.dumps({"depth, relative error": [0.25, 0.25], "depth, relative error: round trip": [0.125]})
+    )
     judged = {f"{name}: {kind}": [0.5] for name in CATEGORIES for kind in ("right", "round trip", "wrong")}
     (tmp_path / "judge_test_192x192.json").write_text(json.dumps(judged))
     return tmp_path
@@ -49,7 +51,7 @@ def test_the_card_has_the_figures_that_were_measured(figures):
 
     text = figures_section(figures)
     assert "| category | held_out, 192x192 | test, 192x192 | test, 96x384 |" in text
-    assert "| counting | 0.750 (" in text and "| depth, relative error | 0.250 (0.250 to 0.250) |" in text
+    assert "| counting | 0.750 (" in text and "| depth, relative error | 0.250 (0.250 to 0.250) | 0.125 (" in text
     assert "| overall | 0.750 (0.750 to 0.750) | 0.750 (0.750 to 0.750) |  |" in text
     assert "| position | 0.500 (0.500 to 0.500) | 0.500" in text
     assert "Fréchet distance of 500 pictures" in text and "3.14." in text

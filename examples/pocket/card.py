@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from judge import CATEGORIES
-from measures import interval
+from measures import ROUND_TRIP, interval
 
 from lumina_mgpt_diffusers import LuminaMGPTPipeline
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import trained_sizes
@@ -109,9 +109,13 @@ def figures_section(folder: Path) -> str:
         ]
         parts.append("Prompts, the part that is drawn right:\n\n" + table(["category", *prompts], rows))
     if tasks:
-        names = dict.fromkeys(name for values in tasks.values() for name in values)
-        rows = [[name, *(shown_mean(values.get(name)) for values in tasks.values())] for name in names]
-        parts.append("Tasks, at temperature 0:\n\n" + table(["measure", *tasks], rows))
+        names = dict.fromkeys(name.removesuffix(ROUND_TRIP) for values in tasks.values() for name in values)
+        heads = [head for kind in tasks for head in (kind, "what was wanted, after the VQ model")]
+        rows = [
+            [name, *(shown_mean(values.get(name + kind)) for values in tasks.values() for kind in ("", ROUND_TRIP))]
+            for name in names
+        ]
+        parts.append("Tasks, at temperature 0:\n\n" + table(["measure", *heads], rows))
     if (folder / "frechet.json").exists():
         distance = json.loads((folder / "frechet.json").read_text(encoding="utf-8"))
         parts.append(

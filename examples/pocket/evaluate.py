@@ -24,6 +24,7 @@ import torch
 from detect import detect
 from judge import CATEGORIES, cases_with_room, draw_right, is_right, spoil
 from measures import (
+    ROUND_TRIP,
     answer_is_right,
     boxes_iou,
     control_is_right,
@@ -60,7 +61,6 @@ MEASURE_NAMES = {
     "control": "images from maps that are right",
     "question": "questions that are answered right",
 }
-
 
 NUM_SHOWN = 8
 """Pictures of each category, or task, on a contact sheet."""
@@ -156,7 +156,9 @@ def draw_prompts(
 def run_tasks(
     pipe: LuminaMGPTPipeline, args: argparse.Namespace
 ) -> tuple[dict[str, list[float]], list[PIL.Image.Image]]:
-    """The measure of each task, and rows of what was given, made and wanted."""
+    """
+    The measure of each task, of what was wanted after the VQ model too, and rows of what was given, made and wanted.
+    """
     image_to_image = LuminaMGPTImg2ImgPipeline.from_pipe(pipe)
     chat = LuminaMGPTChatPipeline.from_pipe(pipe)
     for other in (image_to_image, chat):
@@ -173,7 +175,9 @@ def run_tasks(
                 task=Task(request, 1.0 if task != "edit" else args.guidance_scale, args.task_temperature, 0),
                 generator=seeded([index])[0],
             ).images[0]
-            results.setdefault(MEASURE_NAMES[task], []).append(measure_of(example, np.asarray(made)))
+            reached = {"": np.asarray(made), ROUND_TRIP: round_trip(pipe, example.images[1])}
+            for kind, pixels in reached.items():
+                results.setdefault(MEASURE_NAMES[task] + kind, []).append(measure_of(example, pixels))
             if index < 2:
                 shown += [PIL.Image.fromarray(example.images[0]), made, PIL.Image.fromarray(example.images[1])]
     for index in range(args.num_prompts):

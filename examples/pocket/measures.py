@@ -13,6 +13,10 @@ from world import Scene, Thing, measure
 from lumina_mgpt_diffusers.lumina_mgpt.visual_results import read_normals
 
 
+ROUND_TRIP = ": round trip"
+"""After the name of a measure: that of what was wanted after the VQ model, which no transformer can pass."""
+
+
 def depth_error(example: Example, pixels: np.ndarray) -> float:
     """Mean relative error of the depth."""
     depth = measure(example.scene).depth
