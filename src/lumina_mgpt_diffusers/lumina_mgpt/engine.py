@@ -148,9 +148,11 @@ class Engine:
 
     @property
     def cache_kind(self) -> tuple:
-        """What a KV cache has to have in common with that of this engine to go on from it."""
+        """What a KV cache has to have in common with that of this engine to be used in its place."""
         autocast = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else None
-        return (self.transformer.dtype, self.device, autocast)
+        config = self.transformer.config
+        shape = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
+        return (self.transformer.dtype, self.device, autocast, *shape)
 
     @property
     def is_idle(self) -> bool:

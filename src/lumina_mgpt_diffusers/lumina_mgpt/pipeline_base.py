@@ -71,7 +71,7 @@ class LuminaMGPTBasePipeline(
         self.vae_scale_factor = self.family.stride if vqvae is None else stride_of(vqvae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._last_call = Call()
-        self._kept_caches: list[SlotCache] = []
+        self._kept_caches: dict[tuple, SlotCache] = {}
         self._kept_tuners: dict[tuple, WindowTuner] = {}
 
     def register_modules(self, **components: object) -> None:
@@ -163,8 +163,8 @@ class LuminaMGPTBasePipeline(
 
     def lend(self, engine: Engine) -> None:
         """Give an engine the KV cache of an earlier call and what its steps took, alone until [`keep`]."""
-        if self._kept_caches:
-            engine.cache = self._kept_caches.pop()
+        engine.cache = self._kept_caches.pop(engine.cache_kind, None)
+        self._kept_caches.clear()  # one of another kind is of no use, and would lie beside that of the engine
         if engine.tuner is not None:
             engine.tuner = self._kept_tuners.pop(engine.tuner_kind, engine.tuner)
 
@@ -173,7 +173,7 @@ class LuminaMGPTBasePipeline(
         if engine.tuner is not None:
             self._kept_tuners = {engine.tuner_kind: engine.tuner}
         if engine.device.type == self.kept_cache_device and is_compiled(self.transformer) and engine.cache is not None:
-            self._kept_caches[:] = [engine.cache]
+            self._kept_caches = {engine.cache_kind: engine.cache}
 
     def to(self, *args, **kwargs) -> LuminaMGPTBasePipeline:
         self._kept_caches.clear()
