@@ -11,6 +11,7 @@ from omni import chat_from, img2img_from
 
 from lumina_mgpt_diffusers import LuminaMGPTConversation
 from lumina_mgpt_diffusers.lumina_mgpt import engine
+from lumina_mgpt_diffusers.lumina_mgpt.evaluation import evaluating
 
 
 CALLS = [
@@ -196,6 +197,23 @@ def test_gradient_checkpointing_and_training_mode(trained_pipe, alone):
     pipe.transformer.train()
     assert torch.equal(call(pipe, 1), alone[1])
     assert pipe.transformer.training and all(layer.training for layer in pipe.transformer.model.layers)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_training_mode_is_off_until_the_last_is_done(is_compiled):
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2).eval())
+    first, second = evaluating(model), evaluating(torch.compile(model) if is_compiled else model)
+    with second:
+        with first:
+            assert not model.training and not model[0].training
+        assert not model.training and not model[0].training
+    assert model.training and model[0].training and not model[1].training
+    first, second = evaluating(model), evaluating(model)
+    first.__enter__()
+    with second:
+        first.__exit__(None, None, None)
+        assert not model.training and not model[0].training
+    assert model.training and model[0].training and not model[1].training
 
 
 def test_a_model_that_returns_tuples(trained_pipe, alone):

@@ -11,8 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -20,6 +19,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 
 from .batch import Batch
 from .drafts import Drafts
+from .evaluation import evaluating
 from .host_copy import HostCopy
 from .kv_cache import SlotCache
 from .noise import gumbel_noise
@@ -48,8 +48,8 @@ class Engine:
     r"""
     Samples requests, as many at a time as there are.
 
-    It keeps nothing outside of itself and changes neither the transformer nor the scheduler; several engines may run
-    on the same ones, each in its thread.
+    It keeps nothing outside of itself; several engines may run on the same transformer and scheduler, each in its
+    thread. It changes neither, but a transformer in training mode is out of it while any of them takes a step.
 
     Args:
         transformer ([`LuminaMGPTTransformer`]): The model.
@@ -151,8 +151,8 @@ class Engine:
         """What a KV cache has to have in common with that of this engine to be used in its place."""
         autocast = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else None
         config = self.transformer.config
-        shape = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
-        return (self.transformer.dtype, self.device, autocast, *shape)
+        heads = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+        return (self.transformer.dtype, self.device, autocast, config.num_hidden_layers, *heads)
 
     @property
     def is_idle(self) -> bool:
@@ -509,16 +509,3 @@ def as_slice(indices: Sequence[int]) -> slice | None:
 def is_compiled(module: nn.Module) -> bool:
     """Whether calls of a module run compiled code, by `torch.compile(module)` or `module.compile()`."""
     return is_compiled_module(module) or module._compiled_call_impl is not None
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout and gradient checkpointing off, as in training scripts that draw an image on the way."""
-    training = [part for part in module.modules() if part.training] if module.training else []
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
