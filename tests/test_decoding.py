@@ -271,6 +271,34 @@ def test_finished_images_leave_the_forward(
     assert lag or set(rows) == {num_branches * number for number in (4, 3, 2, 1)}
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_a_finished_image_that_is_opened_again_goes_on_from_there(trained_pipe, guidance_scale):
+    whole = codes_of(trained_pipe, PROMPTS[:2], [0, 1], guidance_scale=guidance_scale)
+    latents = torch.full_like(whole, -1)
+    latents[0, 1:] = 77
+    ends, positions = [], []
+
+    def open_again(pipe, step, timestep, kwargs):
+        codes = kwargs["latents"]
+        ends.append((codes[0] >= 0).all())
+        if ends[-1] and 77 in codes[0]:
+            codes[0, 1:] = -1
+        return {"latents": codes}
+
+    def see(module, args, kwargs):
+        if ends and ends[-1]:
+            positions.append(kwargs["position_ids"])
+
+    hook = trained_pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
+    arguments = {"latents": latents, "guidance_scale": guidance_scale, "callback_on_step_end": open_again}
+    codes = codes_of(trained_pipe, PROMPTS[:2], [0, 1], **arguments)
+    hook.remove()
+    assert torch.equal(codes, whole)
+    # It is still in the batch: nothing is fed again but the last code.
+    assert positions[0].min() >= 0 and positions[0].shape[0] == (2 if guidance_scale == 1.0 else 4)
+    assert len(ends) <= whole[0].numel() + 6
+
+
 @pytest.mark.parametrize("num_drafts", [0, 7])
 def test_a_finished_image_that_a_callback_opens_again(trained_pipe, with_sampler, count_forwards, num_drafts):
     with_sampler(trained_pipe, num_draft_tokens=num_drafts)
