@@ -224,7 +224,9 @@ def sample_in_company(bench: Bench, kind: tuple, num_draft_tokens: int | str, nu
 
 
 @pytest.mark.parametrize("num_draft_tokens, number, start", [(0, 2, 100), (7, 5, 7)])
-@pytest.mark.parametrize("dtype, kind", [("float32", (0, (64, 64), 4.0, 50, 7)), ("bfloat16", (1, None, 1.0, 2000, 7))])
+@pytest.mark.parametrize(
+    "dtype, kind", [("float32", (0, (64, 64), 4.0, 50, 7)), ("bfloat16", (1, None, 1.0, 2000, 7))]
+)
 def test_the_same_codes_beside_others_that_are_under_way(
     bench, bfloat16_bench, dtype, kind, num_draft_tokens, number, start
 ):
