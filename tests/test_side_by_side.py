@@ -10,7 +10,7 @@ from conftest import copy_of
 from omni import chat_from, img2img_from
 
 from lumina_mgpt_diffusers import LuminaMGPTConversation
-from lumina_mgpt_diffusers.lumina_mgpt import engine
+from lumina_mgpt_diffusers.lumina_mgpt import engine, slots
 from lumina_mgpt_diffusers.lumina_mgpt.evaluation import evaluating
 
 
@@ -66,6 +66,35 @@ def test_threads(trained_pipe, alone):
         thread.join()
     for own, expected in zip(found, alone):
         assert len(own) == 2 and all(torch.equal(codes, expected) for codes in own)
+
+
+def test_prompts_that_are_fed_at_once_leave_the_stance_of_the_compiler(trained_pipe, monkeypatch):
+    """They run uncompiled, the first that begins ends first."""
+    began, ended = [threading.Event(), threading.Event()], threading.Event()
+    feed, stances = slots.eager_call, []
+
+    def feed_together(module):
+        index = int(threading.current_thread().name)
+        stances.append(torch._dynamo.eval_frame._stance)
+        began[index].set()
+        assert ended.wait(20) if index else began[1].wait(20)
+        return feed(module)
+
+    def work() -> None:
+        if threading.current_thread().name == "1":
+            assert began[0].wait(20)
+        call(trained_pipe, 3, top_k=1)
+        ended.set()
+
+    monkeypatch.setattr(slots, "eager_call", feed_together)
+    before = torch._dynamo.eval_frame._stance
+    threads = [threading.Thread(target=work, name=str(index)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert began[1].is_set() and stances == [before] * len(stances)
+    assert torch._dynamo.eval_frame._stance == before
 
 
 def test_a_call_in_a_callback(trained_pipe, alone):
