@@ -79,7 +79,7 @@ def test_no_call_takes_more_than_estimated(random_pipe, with_sampler, guidance_s
         num_draft_tokens=60,
     )
     taken = estimate.kv_cache + estimate.drafts + estimate.activations
-    assert 0.5 * taken < memory.peak < taken
+    assert taken / 3 < memory.peak < taken
 
 
 def test_seven_billion():
