@@ -262,7 +262,7 @@ class Engine:
         length = min(round_up(reach, slots.length_step), slots.cache.max_length - 1)
         logits, token_logits = [], {}
         for start, stop, view in slots.groups(window):
-            view.limit(length, self.device)
+            view.limit(length, self.device, are_consecutive=True)
             own = [
                 (index, row)
                 for index, (row, branch) in enumerate(slots.entries[start:stop])
