@@ -13,7 +13,9 @@ def test_estimate_is_what_a_call_allocates(
 ):
     with_sampler(random_pipe, num_draft_tokens=num_drafts)
     caches = []
-    monkeypatch.setattr(type(random_pipe), "keep", lambda self, engine: caches.append(engine.cache.num_bytes))
+    monkeypatch.setattr(
+        type(random_pipe), "keep", lambda self, engine, requests: caches.append(engine.cache.num_bytes)
+    )
     random_pipe(
         prompt_token_ids=torch.arange(8910, 8950)[None],
         height=128,
