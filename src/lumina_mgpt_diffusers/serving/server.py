@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection
 from contextlib import asynccontextmanager
 
 import uvicorn
@@ -31,7 +31,7 @@ def build_app(
     model: str = "lumina-mgpt",
     limits: ServerLimits | None = None,
     api_key: str | None = None,
-    fetch_hosts: Sequence[str] = (),
+    fetch_hosts: Collection[str] = (),
 ) -> FastAPI:
     """
     The application.
@@ -41,7 +41,7 @@ def build_app(
         model (`str`, defaults to `"lumina-mgpt"`): Name of the model.
         limits ([`ServerLimits`], *optional*): What clients may do.
         api_key (`str`, *optional*): A key that clients have to know.
-        fetch_hosts (`Sequence[str]`): Hosts from which images of URLs are fetched. By default no URL is.
+        fetch_hosts (`Collection[str]`): Hosts from which images of URLs are fetched. By default no URL is.
 
     Raises:
         `ValueError`: If the key is empty, which every client would know.
@@ -49,7 +49,7 @@ def build_app(
     if api_key == "":
         raise ValueError("The key is empty. Leave it out to do without one.")
     limits, metrics = limits or ServerLimits(), ServerMetrics(host)
-    service = Service(host, model, limits, metrics, tuple(fetch_hosts))
+    service = Service(host, model, limits, metrics, frozenset(name.lower() for name in fetch_hosts))
     started = int(time.time())
 
     @asynccontextmanager

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .errors import ApiError
@@ -23,14 +23,14 @@ class Service:
         model (`str`): Its name.
         limits ([`ServerLimits`]): What clients may do.
         metrics ([`ServerMetrics`]): What is counted.
-        fetch_hosts (`Sequence[str]`): Hosts from which images of URLs are fetched.
+        fetch_hosts (`Collection[str]`): Hosts, in lower case, from which images of URLs are fetched.
     """
 
     host: EngineHost
     model: str
     limits: ServerLimits
     metrics: ServerMetrics
-    fetch_hosts: Sequence[str] = ()
+    fetch_hosts: Collection[str] = ()
 
     def reader(self) -> InputReader:
         """What reads the inputs of one request."""
