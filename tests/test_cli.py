@@ -21,7 +21,7 @@ from omni import arrays
 
 from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTPipeline
 from lumina_mgpt_diffusers.cli import chat, edit, generate, main
-from lumina_mgpt_diffusers.cli.serve import read_key
+from lumina_mgpt_diffusers.cli.hosting import read_key
 
 
 COMMANDS = ["generate", "edit", "chat", "app", "serve", "batch", "convert", "memory"]

@@ -40,7 +40,7 @@ def build_app(
         host ([`EngineHost`]): Runs the model. It is closed when the application ends, once it has answered.
         model (`str`, defaults to `"lumina-mgpt"`): Name of the model.
         limits ([`ServerLimits`], *optional*): What clients may do.
-        api_key (`str`, *optional*): A key that clients have to know.
+        api_key (`str`, *optional*): A key that clients have to know. With one there are no pages about the interface.
         fetch_hosts (`Collection[str]`): Hosts from which images of URLs are fetched. By default no URL is.
 
     Raises:
@@ -57,7 +57,13 @@ def build_app(
         yield
         await asyncio.to_thread(host.close)
 
-    app = FastAPI(title="Lumina-mGPT", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Lumina-mGPT",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        openapi_url="/openapi.json" if api_key is None else None,  # without it, /docs and /redoc are off too
+    )
     app.state.service = service
     app.add_middleware(Guard, limits=limits, metrics=metrics, api_key=api_key)
     for kind in (HTTPException, RequestValidationError, ValidationError, Exception):

@@ -43,9 +43,8 @@ class Service:
 
     def size(self, sides: tuple[int, int] | None) -> tuple[int, int]:
         """`(height, width)` of an image that is asked for, by default the base size."""
-        if sides is None:
-            return (self.host.pipe.scheduler.config.resolution,) * 2
-        if sides[0] * sides[1] > self.limits.max_pixels:
-            message = f"size: has to be of at most {self.limits.max_pixels} pixels."
+        height, width = sides or (self.host.pipe.scheduler.config.resolution,) * 2
+        if height * width > self.limits.max_pixels:
+            message = f"size: has to be of at most {self.limits.max_pixels} pixels but is {width}x{height}."
             raise ApiError(400, message, "image_too_large", "size")
-        return sides
+        return height, width
