@@ -9,6 +9,8 @@ import torch
 
 from ..lumina_mgpt import LuminaMGPTScheduler
 from ..lumina_mgpt.pipeline_base import LuminaMGPTBasePipeline
+from ..lumina_mgpt.scheduling_lumina_mgpt import GUIDANCE_SCHEDULES
+from ..lumina_mgpt.validation import DRAFT_INITS
 from ..shipped import POCKET_NAME
 
 
@@ -44,31 +46,36 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, with_text: bool = Fal
     if with_text:
         group.add_argument("--text_temperature", type=float, help="0 takes the most likely token")
         group.add_argument("--text_top_k", type=int, help="text tokens that may be drawn, 0 for all")
+    group.add_argument(
+        "--guidance_schedule", choices=GUIDANCE_SCHEDULES, help="`decay` lets the scale fall over an image"
+    )
     group.add_argument("--num_draft_tokens", type=draft_tokens, help="a number or `auto`, a matter of speed alone")
-    group.add_argument("--draft_init", choices=["logits", "above", "random"], help="first guess of a code")
+    group.add_argument("--draft_init", choices=DRAFT_INITS, help="first guess of a code, a matter of speed alone")
 
 
 def draft_tokens(value: str) -> int | str:
     return value if value == "auto" else int(value)
 
 
-def add_size_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--height", type=int, help=f"in pixels, a multiple of 32; default: {default}")
-    parser.add_argument("--width", type=int, help=f"in pixels, a multiple of 32; default: {default}")
+def add_size_arguments(parser: argparse.ArgumentParser, default: str, for_each: bool = False) -> None:
+    """The height and the width, with `for_each` as lists, of one for all prompts or one for each."""
+    what = "in pixels, a multiple of 32" + (", or one for each prompt" if for_each else "")
+    for name in ("--height", "--width"):
+        parser.add_argument(name, type=int, nargs="+" if for_each else None, help=f"{what}; default: {default}")
 
 
 def load_pipeline(pipeline_class: type[LuminaMGPTBasePipeline], args: argparse.Namespace) -> LuminaMGPTBasePipeline:
-    """The pipeline that the arguments name, with their drafts."""
+    """The pipeline that the arguments name, with what of the sampler is the scheduler's alone."""
     pipe = pipeline_class.from_pretrained(
         args.model,
         original_vqgan=args.original_vqgan,
         original_tokenizer=args.original_tokenizer,
         dtype=getattr(torch, args.dtype or ("float32" if args.device == "cpu" else "bfloat16")),
     )
-    drafts = {name: getattr(args, name, None) for name in ("num_draft_tokens", "draft_init")}
-    drafts = {name: value for name, value in drafts.items() if value is not None}
-    if drafts:
-        pipe.scheduler = LuminaMGPTScheduler.from_config(pipe.scheduler.config, **drafts)
+    names = ("guidance_schedule", "num_draft_tokens", "draft_init")
+    own = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if own:
+        pipe.scheduler = LuminaMGPTScheduler.from_config(pipe.scheduler.config, **own)
     return pipe.to(args.device)
 
 

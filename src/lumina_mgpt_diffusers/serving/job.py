@@ -130,7 +130,7 @@ class Job:
 
     def __iter__(self) -> Iterator[Event]:
         bell = threading.Event()
-        self._listen(bell.set)
+        self._ring = bell.set
         try:
             while True:
                 bell.clear()
@@ -150,7 +150,7 @@ class Job:
             with suppress(RuntimeError):  # a loop that has been closed
                 loop.call_soon_threadsafe(bell.set)
 
-        self._listen(ring)
+        self._ring = ring
         try:
             while True:
                 bell.clear()
@@ -194,9 +194,6 @@ class Job:
         self._ring()
 
     # The caller's side
-
-    def _listen(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
 
     def _take(self) -> tuple[list[Event], bool]:
         with self._lock:
