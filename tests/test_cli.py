@@ -100,12 +100,12 @@ def test_generate(run, tmp_path, saved_folder, random_pipe):
 
 def test_generate_with_a_size_for_each_prompt(run, refuses, capsys, tmp_path, preloaded):
     prompts = ["generate", "a cat", "a dog", "--model", "tiny"]
-    main([*prompts, "--height", "32", "64", "--width", "64", "--num_images", "2"])
+    main([*prompts, "--height", "32,64", "--width", "64", "--num_images", "2"])
     assert "100%" in capsys.readouterr().err  # of the progress
     sizes = [PIL.Image.open(tmp_path / f"lumina_mgpt_{seed}.png").size for seed in range(4)]
     assert sizes == [(64, 32), (64, 32), (64, 64), (64, 64)]
     for name in ("height", "width"):
-        assert f"`{name}`" in refuses(*prompts, f"--{name}", 32, 32, 32)
+        assert f"`{name}`" in refuses(*prompts, f"--{name}", "32,32,32")
 
 
 def test_the_schedule_of_guidance(run, tmp_path, saved_folder):

@@ -35,8 +35,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
 
-def add_sampler_arguments(parser: argparse.ArgumentParser, with_text: bool = False) -> None:
-    """The settings of the sampler, `with_text` those of text too."""
+def add_sampler_arguments(
+    parser: argparse.ArgumentParser, with_text: bool = False, with_schedule: bool = True
+) -> None:
+    """The settings of the sampler, `with_text` those of text too, `with_schedule` that of the guidance."""
     group = parser.add_argument_group("sampler", "by default what the model was saved with, or what the task needs")
     group.add_argument("--guidance_scale", type=float, help="1 and less turn guidance off, which halves the work")
     group.add_argument("--temperature", type=float, help="0 takes the most likely code")
@@ -46,9 +48,10 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, with_text: bool = Fal
     if with_text:
         group.add_argument("--text_temperature", type=float, help="0 takes the most likely token")
         group.add_argument("--text_top_k", type=int, help="text tokens that may be drawn, 0 for all")
-    group.add_argument(
-        "--guidance_schedule", choices=GUIDANCE_SCHEDULES, help="`decay` lets the scale fall over an image"
-    )
+    if with_schedule:
+        group.add_argument(
+            "--guidance_schedule", choices=GUIDANCE_SCHEDULES, help="`decay` lets the scale fall over an image"
+        )
     group.add_argument("--num_draft_tokens", type=draft_tokens, help="a number or `auto`, a matter of speed alone")
     group.add_argument("--draft_init", choices=DRAFT_INITS, help="first guess of a code, a matter of speed alone")
 
@@ -57,11 +60,15 @@ def draft_tokens(value: str) -> int | str:
     return value if value == "auto" else int(value)
 
 
+def sizes(value: str) -> list[int]:
+    return [int(size) for size in value.split(",")]
+
+
 def add_size_arguments(parser: argparse.ArgumentParser, default: str, for_each: bool = False) -> None:
     """The height and the width, with `for_each` as lists, of one for all prompts or one for each."""
-    what = "in pixels, a multiple of 32" + (", or one for each prompt" if for_each else "")
+    what = "in pixels, a multiple of 32" + (", or with commas one for each prompt" if for_each else "")
     for name in ("--height", "--width"):
-        parser.add_argument(name, type=int, nargs="+" if for_each else None, help=f"{what}; default: {default}")
+        parser.add_argument(name, type=sizes if for_each else int, help=f"{what}; default: {default}")
 
 
 def load_pipeline(pipeline_class: type[LuminaMGPTBasePipeline], args: argparse.Namespace) -> LuminaMGPTBasePipeline:

@@ -53,7 +53,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--max_slots", type=int, default=32, help="of a batch, an image takes two; default: %(default)s"
     )
     group.add_argument("--rows_per_task", type=int, default=32, help="lost when an actor dies; default: %(default)s")
-    add_sampler_arguments(parser)
+    # A job keeps what a call takes, and goes on with it: the schedule of the guidance is the model's.
+    add_sampler_arguments(parser, with_schedule=False)
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 

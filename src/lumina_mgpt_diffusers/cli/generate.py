@@ -20,9 +20,9 @@ EXAMPLE = """\
 examples:
   lumina-mgpt generate "a red ball on a sand floor" --seed 41 -o toys.png
   lumina-mgpt generate "a red fox in the snow" --model lumina-mgpt-7b-768 --seed 0 --output fox.png
-  lumina-mgpt generate "a red ball" "a blue star" --height 128 64 --width 128 256
+  lumina-mgpt generate "a red ball" "a blue star" --height 128,64 --width 128,256
 
-Prompts stand before the options. Several, of any sizes, or several images of each, are made in one batch. Image i has
+Several prompts, of any sizes, or several images of each, are made in one batch. Image i has
 the seed `--seed` + i, which then stands at the end of its name. A file carries its settings in its metadata.
 """
 
