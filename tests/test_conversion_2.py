@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lumina_mgpt_diffusers.original import (
     convert_original_to_diffusers,
     load_vqvae,
 )
-from lumina_mgpt_diffusers.original.layout import load_tokenizer
+from lumina_mgpt_diffusers.original.layout import load_tokenizer, original_as_diffusers
 from lumina_mgpt_diffusers.original.vqgan import original_vqgan_files
 
 
@@ -150,16 +151,43 @@ def test_another_number_of_codes_is_said(tmp_path, checkpoint_2):
         convert_original_to_diffusers(tmp_path, tmp_path / "out", original_vqgan=MOVQGAN, base_size=96)
 
 
-@pytest.mark.parametrize("missing", ["<reserved08706>", "<reserved08801>"])
+def without(folder: Path, name: str, other: str) -> Path:
+    """A checkpoint in which a name is another."""
+    write_checkpoint_2(folder)
+    for path in (folder / "tokenizer.json", folder / "config.json"):
+        path.write_text(path.read_text().replace(name, other))
+    return folder
+
+
+@pytest.mark.parametrize("missing", [*LUMINA_MGPT_2.control_tokens, "<reserved08801>"])
 def test_control_tokens_that_are_missing_are_named(tmp_path, missing):
-    write_checkpoint_2(tmp_path)
-    for name in ("tokenizer.json", "config.json"):
-        path = tmp_path / name
-        path.write_text(path.read_text().replace(missing, "<other>"))
+    checkpoint = without(tmp_path / "ckpt", missing, "<other>")
     with pytest.raises(ValueError, match=f"not that of a Lumina-mGPT 2.0 checkpoint: it .*{missing}"):
-        convert_original_to_diffusers(
-            tmp_path, tmp_path / "out", original_vqgan=MOVQGAN, base_size=96, family="lumina-mgpt-2"
-        )
+        convert_original_to_diffusers(checkpoint, tmp_path / "out", original_vqgan=MOVQGAN, base_size=96)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Lumina-mGPT-2.0", "names 0 codes, by '<MOVQGAN' and what follows, but the VQ model has 16384"),
+        ("any", "it has no '<s>', the `bos_token` of a pipeline. If it is of another family, pass that as `family`"),
+    ],
+)
+def test_codes_of_other_names_are_said(tmp_path, name, message):
+    checkpoint = without(tmp_path / name, "<MOVQGAN", "<VQGAN")
+    with pytest.raises(ValueError, match=message):
+        convert_original_to_diffusers(checkpoint, tmp_path / "out", original_vqgan=MOVQGAN, base_size=96)
+
+
+@pytest.mark.parametrize("name", ["Lumina-mGPT-2.0", "Lumina-mGPT-2.0-Omni"])
+def test_the_repository_of_a_tokenizer_follows_from_the_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text('{"model_type": "chameleon"}')
+    with pytest.raises(OSError, match="of Lumina-mGPT 2.0 are in the repository `Alpha-VLLM/Lumina-mGPT-2.0`"):
+        with original_as_diffusers(
+            tmp_path / name, original_vqgan=MOVQGAN, transformer=torch.nn.Identity(), local_files_only=True
+        ):
+            pass
 
 
 # The VQ model

@@ -80,9 +80,10 @@ def convert_original_to_diffusers(
         `ValueError` or `OSError`: If a file is missing or is not what it should be.
     """
     content, weights = find_checkpoint(checkpoint, **hub_kwargs)
-    path = find_tokenizer(checkpoint, checkpoint_family(content, family), original_tokenizer, **hub_kwargs)
-    tokenizer = load_tokenizer(path, content, family)
-    family = checkpoint_family(content, family, tokenizer)
+    own_family = checkpoint_family(content, family, checkpoint=checkpoint)
+    path = find_tokenizer(checkpoint, own_family, original_tokenizer, **hub_kwargs)
+    tokenizer = load_tokenizer(path, content, family, checkpoint)
+    family = checkpoint_family(content, family, tokenizer, checkpoint)
     config = pipeline_config(content, tokenizer, family)
     config.dtype = dtype or config.dtype
     shards, index = plan_shards(weights, config, rows_per_head=True, dtype=dtype)

@@ -229,11 +229,15 @@ def base_size_from_name(name: str | os.PathLike) -> int | None:
     768
     ```
     """
-    path = Path(os.path.abspath(name))
-    repositories = [part for part in path.parts if part.startswith("models--")]
-    released = (repositories or [path.name])[-1].rpartition("--")[2]
-    stated = (family.base_size_of(released) for family in families().values())
+    stated = (family.base_size_of(own_name(name)) for family in families().values())
     return next((base_size for base_size in stated if base_size is not None), None)
+
+
+def own_name(checkpoint: str | os.PathLike) -> str:
+    """The name of a checkpoint by itself: of a Hub id, a folder or a snapshot in the Hub's cache."""
+    path = Path(os.path.abspath(checkpoint))
+    repositories = [part for part in path.parts if part.startswith("models--")]
+    return (repositories or [path.name])[-1].rpartition("--")[2]
 
 
 @contextmanager

@@ -28,7 +28,15 @@ from ..lumina_mgpt.prompts import chat_template
 from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
 from ..lumina_mgpt.weight_checks import check_config
 from ..repository import finish_folder
-from .files import TOKENIZER_FILES, base_size_from_name, elsewhere, find_checkpoint, find_tokenizer, open_weights
+from .files import (
+    TOKENIZER_FILES,
+    base_size_from_name,
+    elsewhere,
+    find_checkpoint,
+    find_tokenizer,
+    open_weights,
+    own_name,
+)
 from .vqgan import ACCEPTED, load_vqvae
 
 
@@ -123,9 +131,10 @@ def original_as_diffusers(
         )
     config, weights = find_checkpoint(checkpoint, need_weights=transformer is None, **hub_kwargs)
     if tokenizer is None:
-        path = find_tokenizer(checkpoint, checkpoint_family(config, family), original_tokenizer, **hub_kwargs)
-        tokenizer = load_tokenizer(path, config, family)
-    family = checkpoint_family(config, family, tokenizer)
+        own_family = checkpoint_family(config, family, checkpoint=checkpoint)
+        path = find_tokenizer(checkpoint, own_family, original_tokenizer, **hub_kwargs)
+        tokenizer = load_tokenizer(path, config, family, checkpoint)
+    family = checkpoint_family(config, family, tokenizer, checkpoint)
     if scheduler is not None and states_base_size(scheduler):
         base_size = scheduler.config.resolution
     with TemporaryDirectory(prefix="lumina-mgpt-") as folder:
@@ -144,6 +153,7 @@ def checkpoint_family(
     config: dict[str, Any],
     family: str | ModelFamily | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> ModelFamily:
     """
     Which family an original checkpoint is of.
@@ -152,6 +162,7 @@ def checkpoint_family(
         config (`dict`): Content of its `config.json`, which may state it as `model_family` and has the vocabulary.
         family (`str` or [`ModelFamily`], *optional*): The family, if it is known.
         tokenizer ([`PreTrainedTokenizerBase`], *optional*): The tokenizer, whose names tell it as well.
+        checkpoint (`str` or `os.PathLike`, *optional*): Its folder or Hub id, which may have a released name.
 
     Raises:
         `ValueError`: If the family is not known, or `vocabulary_map` is no object.
@@ -161,11 +172,15 @@ def checkpoint_family(
         raise ValueError("`vocabulary_map` in the `config.json` of the checkpoint has to be an object.")
     if family is not None:
         return as_family(family)
-    return find_family(config, {**names, **(tokenizer.get_vocab() if tokenizer is not None else {})})
+    names = {**names, **(tokenizer.get_vocab() if tokenizer is not None else {})}
+    return find_family(config, names, "" if checkpoint is None else own_name(checkpoint))
 
 
 def load_tokenizer(
-    folder: str | os.PathLike, config: dict[str, Any] | None = None, family: str | ModelFamily | None = None
+    folder: str | os.PathLike,
+    config: dict[str, Any] | None = None,
+    family: str | ModelFamily | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> PreTrainedTokenizerFast:
     """
     Load an original tokenizer with the special tokens and the chat template of the pipeline.
@@ -174,6 +189,7 @@ def load_tokenizer(
         folder (`str` or `os.PathLike`): Folder that holds `tokenizer.json`.
         config (`dict`, *optional*): Content of the `config.json` of the checkpoint.
         family (`str` or [`ModelFamily`], *optional*): What its names are, see [`checkpoint_family`].
+        checkpoint (`str` or `os.PathLike`, *optional*): Folder or Hub id of the checkpoint.
 
     Returns:
         [`PreTrainedTokenizerFast`]: It tokenizes as the original does.
@@ -190,7 +206,8 @@ def load_tokenizer(
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # that of the tokenizers library has no other type
         raise ValueError(f"The files of the tokenizer in {os.fspath(folder)!r} cannot be read: {error}") from error
-    family = checkpoint_family(config or {}, family, tokenizer)
+    hint = " If it is of another family, pass that as `family`." if family is None else ""
+    family = checkpoint_family(config or {}, family, tokenizer, checkpoint)
     first = family.first_token or tokenizer.bos_token or tokenizer.eos_token
     special = {
         "bos_token": first,
@@ -203,6 +220,7 @@ def load_tokenizer(
             what = f"no {name!r}" if name else "neither `bos_token` nor `eos_token` in its `tokenizer_config.json`"
             raise ValueError(
                 f"The tokenizer is not that of a {family.title} checkpoint: it has {what}, the `{kind}` of a pipeline."
+                + hint
             )
         setattr(tokenizer, kind, name)
     tokenizer.chat_template = chat_template(tokenizer, family)
