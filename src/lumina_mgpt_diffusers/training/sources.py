@@ -35,7 +35,7 @@ def load_pipeline(
         components: Components to use instead of those of the pipeline.
     """
     kwargs = {"dtype": {"transformer": dtype, "default": torch.float32}, **components}
-    for name in ("revision", "variant", "original_vqgan", "original_tokenizer"):
+    for name in ("revision", "variant", "original_vqgan", "original_tokenizer", "family"):
         if getattr(arguments, name) is not None:
             kwargs[name] = getattr(arguments, name)
     if quantization != "none":

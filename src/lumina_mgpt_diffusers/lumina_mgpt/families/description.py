@@ -126,9 +126,6 @@ class ModelFamily:
         text_to_image (`str`): The human turn of text to image, with `{width}`, `{height}` and `{prompt}`.
         guides_from_first_token (`bool`, defaults to `False`):
             Whether the unconditional branch of guidance sees the first token of sequences before the image.
-        may_be_masked (`bool`, defaults to `False`):
-            Whether there are checkpoints that cannot draw, since the rows of their output layer that score codes are
-            masked. They are looked for before something is drawn.
         multiview (`str`, *optional*): That of views of an object, with `{num_views}` too.
         caption (`str`, *optional*): The human turn that asks for a description, with `<|image|>`.
         tasks (`dict[str, Task]`): What can be made of images, by name.
@@ -163,7 +160,6 @@ class ModelFamily:
     eos_token: str | None = None
     original_eos_token: str | None = None
     guides_from_first_token: bool = False
-    may_be_masked: bool = False
     multiview: str | None = None
     caption: str | None = None
     tasks: dict[str, Task] = field(default_factory=dict)
