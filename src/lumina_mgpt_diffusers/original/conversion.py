@@ -63,8 +63,8 @@ def convert_original_to_diffusers(
             Side in pixels of the square image of the trained area, a multiple of 32; by default what the checkpoint's
             configuration or its name states, as released, else that of the family, with a warning.
         family (`str` or [`ModelFamily`], *optional*):
-            Which family it is of; by default what its configuration states or its vocabulary shows. Its name is
-            written to the configuration of the transformer.
+            Which family it is of; by default what its configuration states or its vocabulary or its own name
+            shows. Its name is written to the configuration of the transformer.
         dtype (`torch.dtype`, *optional*): Type of the transformer's weights; by default they keep theirs.
         model (`str`, defaults to `"."`):
             How the model card refers to the pipeline: the id of the repository that it is for. A card that is already
