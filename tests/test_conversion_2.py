@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKPOINT_2, MOVQGAN, write_checkpoint_2
+from conftest import CHECKPOINT_2, FIXTURES, MOVQGAN, write_checkpoint_2
 from diffusers import DiffusionPipeline, VQModel
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
 from lumina_mgpt_diffusers import LUMINA_MGPT_2, LuminaMGPTPipeline, LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_text
 from lumina_mgpt_diffusers.original import (
     base_size_from_name,
     convert_diffusers_to_original,
     convert_original_to_diffusers,
     load_vqvae,
 )
+from lumina_mgpt_diffusers.original.files import find_tokenizer
 from lumina_mgpt_diffusers.original.layout import load_tokenizer, original_as_diffusers
 from lumina_mgpt_diffusers.original.vqgan import original_vqgan_files
 
@@ -130,6 +133,74 @@ def test_a_first_token_that_is_missing_is_named(tmp_path, values, message):
     # The tokenizers library adds what a configuration names.
     with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path)
+
+
+def write_bpe_files(folder: Path, added_in: str) -> None:
+    """The tokenizer of a checkpoint in the files of a slow tokenizer, instead of `tokenizer.json`."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    added = content["added_tokens"]
+    if added_in == "added_tokens.json":
+        (folder / added_in).write_text(json.dumps({token["content"]: token["id"] for token in added}))
+    else:
+        edit(folder / added_in, added_tokens_decoder={str(token.pop("id")): token for token in added})
+
+
+@pytest.mark.parametrize("added_in", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_tokenizer_of_vocabulary_and_merges(tmp_path, pipe_2, added_in):
+    write_bpe_files(write_checkpoint_2(tmp_path), added_in)
+    with original_as_diffusers(
+        tmp_path, vqvae=pipe_2.vqvae, transformer=pipe_2.transformer, scheduler=pipe_2.scheduler
+    ) as folder:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(folder, "tokenizer"))
+    assert tokenizer.get_vocab() == pipe_2.tokenizer.get_vocab()
+    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    assert special == ("<|im_end|>", "<eoss>", "<|endoftext|>")
+    pipe = LuminaMGPTPipeline(**{**pipe_2.components, "tokenizer": tokenizer})
+    for prompt in json.loads((FIXTURES / "7b2_like" / "prompts.json").read_text()).values():
+        if prompt["task"] == "t2i":
+            ids = pipe.encode_prompt(prompt["text"], height=prompt["height"], width=prompt["width"])[0]
+            assert ids.tolist() == [prompt["input_ids"]]
+        assert encode_text(tokenizer, prompt["question"]) == encode_text(pipe_2.tokenizer, prompt["question"])
+    for pair in json.loads((FIXTURES / "7b2_like" / "tokenizer_pairs.json").read_text()):
+        assert encode_text(tokenizer, pair["text"]) == encode_text(pipe_2.tokenizer, pair["text"])
+
+
+def test_vocabulary_and_merges_belong_together(tmp_path):
+    write_bpe_files(write_checkpoint_2(tmp_path), "added_tokens.json")
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(OSError, match="`vocab.json` and `merges.txt`"):
+        find_tokenizer(tmp_path, LUMINA_MGPT_2, tmp_path)
+
+
+NEW = {"content": "<|new|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+@pytest.mark.parametrize("as_bpe", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [{"additional_special_tokens": ["<|new|>"]}, {"added_tokens_decoder": {"17200": NEW | {"special": True}}}],
+)
+def test_tokens_that_a_configuration_adds_are_named(tmp_path, values, as_bpe):
+    write_checkpoint_2(tmp_path)
+    if as_bpe:
+        write_bpe_files(tmp_path, "added_tokens.json")
+    edit(tmp_path / "tokenizer_config.json", **values)
+    (tmp_path / "special_tokens_map.json").unlink()
+    with pytest.raises(ValueError, match=r"names \d+ tokens that its vocabulary .* '<\|new\|>': they would be added"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_token_that_the_configuration_of_the_model_has_may_be_added(tmp_path):
+    write_checkpoint_2(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", additional_special_tokens=["<|image|>"])
+    (tmp_path / "special_tokens_map.json").unlink()
+    config = json.loads((CHECKPOINT_2 / "config.json").read_text())
+    config["vocabulary_map"]["<|image|>"] = 17144
+    assert load_tokenizer(tmp_path, config).convert_tokens_to_ids("<|image|>") == 17144
 
 
 def test_codes_that_only_the_configuration_names(tmp_path, checkpoint_2, pipe_2):

@@ -23,6 +23,7 @@ from ..lumina_mgpt.families import ModelFamily, families
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+BPE_FILES = ("vocab.json", "merges.txt", "added_tokens.json")
 
 
 class FileSource:
@@ -186,12 +187,15 @@ def find_tokenizer(
         hub_kwargs: As for [`find_checkpoint`]; `revision` is that of `checkpoint`.
 
     Returns:
-        `Path`: The folder that holds `tokenizer.json` and the files beside it.
+        `Path`: The folder that holds `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the files beside it.
 
     Raises:
         `ValueError` or `OSError`: If there is none, saying where to get it.
     """
-    accepted = "It takes a folder or a Hub id with `tokenizer.json` and `tokenizer_config.json`."
+    accepted = (
+        "It takes a folder or a Hub id with `tokenizer.json`, or `vocab.json` and `merges.txt`, and"
+        " `tokenizer_config.json`."
+    )
     if family.tokenizer_repository is not None:
         accepted += f" The released ones of {family.title} are in the repository `{family.tokenizer_repository}`."
     sources = [checkpoint, family.tokenizer_repository] if original_tokenizer is None else [original_tokenizer]
@@ -201,6 +205,9 @@ def find_tokenizer(
         )
         found = [files.find(name) for name in TOKENIZER_FILES]
         if found[0] is not None:
+            return found[0].parent
+        found = [files.find(name) for name in BPE_FILES]
+        if None not in found[:2]:
             return found[0].parent
     raise files.missing(f"`{TOKENIZER_FILES[0]}`")
 

@@ -8,6 +8,7 @@ What is written depends on the originals alone: twice the same conversion gives 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,13 @@ import torch
 from diffusers import VQModel
 from diffusers.utils import logging
 from tokenizers import Tokenizer
-from transformers import ChameleonConfig, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    ChameleonConfig,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
 from ..files import read_json, write_json
 from ..lumina_mgpt.components import states_base_size
@@ -29,6 +36,7 @@ from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
 from ..lumina_mgpt.weight_checks import check_config
 from ..repository import finish_folder
 from .files import (
+    BPE_FILES,
     TOKENIZER_FILES,
     base_size_from_name,
     elsewhere,
@@ -186,7 +194,8 @@ def load_tokenizer(
     Load an original tokenizer with the special tokens and the chat template of the pipeline.
 
     Args:
-        folder (`str` or `os.PathLike`): Folder that holds `tokenizer.json`.
+        folder (`str` or `os.PathLike`):
+            Folder that holds `tokenizer.json`, or else the `vocab.json` and `merges.txt` of a Qwen2 tokenizer.
         config (`dict`, *optional*): Content of the `config.json` of the checkpoint.
         family (`str` or [`ModelFamily`], *optional*): What its names are, see [`checkpoint_family`].
         checkpoint (`str` or `os.PathLike`, *optional*): Folder or Hub id of the checkpoint.
@@ -195,15 +204,15 @@ def load_tokenizer(
         [`PreTrainedTokenizerFast`]: It tokenizes as the original does.
 
     Raises:
-        `ValueError`: If a file is malformed, naming it, or if the tokenizer lacks a token that it needs.
+        `ValueError`: If a file is malformed, naming it, if the tokenizer lacks a token that it needs, or if a
+            configuration names tokens that it lacks.
     """
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, BPE_FILES[0], BPE_FILES[2]):
         if (path := Path(folder, name)).is_file():
             read_json(path)
     try:
-        names = Tokenizer.from_file(str(Path(folder, TOKENIZER_FILES[0]))).get_vocab()
-        # The files name the Llama tokenizer, whose classes would install a pre-tokenizer of their own.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        names = _stated_ids(Path(folder))
+        tokenizer = _read_tokenizer(Path(folder))
     except Exception as error:  # that of the tokenizers library has no other type
         raise ValueError(f"The files of the tokenizer in {os.fspath(folder)!r} cannot be read: {error}") from error
     hint = " If it is of another family, pass that as `family`." if family is None else ""
@@ -223,8 +232,43 @@ def load_tokenizer(
                 + hint
             )
         setattr(tokenizer, kind, name)
+    names = {**((config or {}).get("vocabulary_map") or {}), **names}
+    extra = [name for name, id in tokenizer.get_vocab().items() if names.get(name) != id]
+    if extra:
+        raise ValueError(
+            f"The configuration of the tokenizer names {len(extra)} tokens that its vocabulary does not have by these"
+            f" ids, such as {', '.join(map(repr, sorted(extra)[:5]))}: they would be added past it. Remove them from"
+            " `tokenizer_config.json` and `special_tokens_map.json`, or pass the right tokenizer as"
+            " `original_tokenizer`."
+        )
     tokenizer.chat_template = chat_template(tokenizer, family)
     return tokenizer
+
+
+def _stated_ids(folder: Path) -> dict[str, int]:
+    """The vocabulary of a tokenizer, without what is added to it on loading because a configuration names it."""
+    path = folder / TOKENIZER_FILES[0]
+    if path.is_file():
+        return Tokenizer.from_file(str(path)).get_vocab()
+    ids: dict[str, int] = {}
+    for name in (BPE_FILES[0], BPE_FILES[2]):
+        if (folder / name).is_file():
+            ids |= read_json(folder / name)
+    if (folder / TOKENIZER_FILES[1]).is_file():
+        added = read_json(folder / TOKENIZER_FILES[1]).get("added_tokens_decoder", {})
+        ids |= {token["content"]: int(id) for id, token in added.items()}
+    return ids
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    if (folder / TOKENIZER_FILES[0]).is_file():
+        # The files name the Llama tokenizer, whose classes would install a pre-tokenizer of their own.
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    with TemporaryDirectory(prefix="lumina-mgpt-") as whole:
+        Qwen2Tokenizer.from_pretrained(folder).backend_tokenizer.save(str(Path(whole, TOKENIZER_FILES[0])))
+        for name in filter(lambda name: (folder / name).is_file(), TOKENIZER_FILES):
+            shutil.copy(folder / name, whole)
+        return PreTrainedTokenizerFast.from_pretrained(whole)
 
 
 def make_scheduler(
