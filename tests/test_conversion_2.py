@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CHECKPOINT_2, FIXTURES, MOVQGAN, write_checkpoint_2
 from diffusers import DiffusionPipeline, VQModel
+from diffusers.utils import logging
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
@@ -285,6 +286,26 @@ def test_what_training_left_is_dropped(pipe_2, tmp_path, nested):
     state = {**original_vq(), "loss.discriminator.weight": torch.ones(1), "ema_decoder.conv_in.weight": torch.ones(1)}
     torch.save({"state_dict": state, "epoch": 3} if nested else state, tmp_path / "movqgan_270M.ckpt")
     assert_is_the_vq_model(load_vqvae(tmp_path), pipe_2)
+
+
+def test_unknown_tensors_are_dropped_with_one_warning(pipe_2, tmp_path, caplog):
+    unknown = ["discriminator.weight", "encoder.extra", "quantize.cluster_size", "zz"]
+    torch.save({**original_vq(), **dict.fromkeys(unknown, torch.ones(1))}, tmp_path / "movqgan_270M.ckpt")
+    logging.enable_propagation()
+    try:
+        assert_is_the_vq_model(load_vqvae(tmp_path), pipe_2)
+    finally:
+        logging.disable_propagation()
+    (warning,) = (record.message for record in caplog.records if "movqgan_270M.ckpt" in record.message)
+    assert warning.startswith("4 tensors in ") and warning.endswith(f"such as {', '.join(unknown[:3])}.")
+
+
+def test_latents_of_another_width_than_the_codebook_are_refused(tmp_path):
+    state = original_vq()
+    state["quantize.embedding.weight"] = state["quantize.embedding.weight"][:, :3].clone()
+    torch.save(state, tmp_path / "movqgan_270M.ckpt")
+    with pytest.raises(ValueError, match="`embed_dim` is equal to their `z_channels` .* but they are 3 and 4"):
+        load_vqvae(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["decoder.conv_out.weight", "decoder.up.3.attn.1.norm.conv_y.weight"])
