@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import FIXTURES, copy_of
+from conftest import CHECKPOINT_2, FIXTURES, copy_of
 from omni import arrays, img2img_from
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +16,7 @@ from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler
 from lumina_mgpt_diffusers.lumina_mgpt.image_encoding import encode_pixels
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_text
 from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import SamplerSettings, SamplingPlaces, decayed_scale
+from lumina_mgpt_diffusers.original.layout import load_tokenizer
 from lumina_mgpt_diffusers.training import ConversationSource, EncodingSettings, make_trainable, pretokenize
 from lumina_mgpt_diffusers.training.data_collator import PaddedCollator
 
@@ -325,7 +326,9 @@ def test_the_scale_is_constant_by_default(pipe_2):
 # Training
 
 
-def test_training_items_are_the_originals(pipe, tmp_path):
+@pytest.mark.parametrize("has_codes", [True, False])
+def test_training_items_are_the_originals(pipe, tmp_path, has_codes):
+    tokenizer = pipe.tokenizer if has_codes else load_tokenizer(CHECKPOINT_2, family="lumina-mgpt-2")
     items = recorded("training_items.json")["items"]
     records = []
     for item in items:
@@ -335,7 +338,9 @@ def test_training_items_are_the_originals(pipe, tmp_path):
         records.append({"conversations": turns, "image": [f"{name}.png" for name in item["images"]]})
     (tmp_path / "data.json").write_text(json.dumps(records))
     source = ConversationSource(tmp_path / "data.json")
-    pretokenize(source, tmp_path / "out", pipe.tokenizer, pipe.vqvae, EncodingSettings(96), progress=False)
+    config = None if has_codes else pipe.transformer.config  # which names them then
+    settings = EncodingSettings(96)
+    pretokenize(source, tmp_path / "out", tokenizer, pipe.vqvae, settings, config=config, progress=False)
     rows = datasets.load_from_disk(str(tmp_path / "out"))
     for row, item in zip(rows, items, strict=True):
         assert row["input_ids"] == item["tokens"]

@@ -133,6 +133,7 @@ def encode_source(
         pipeline.vqvae,
         settings,
         family=pipeline.family,
+        config=pipeline.transformer.config,
         batch_size=arguments.encoding_batch_size,
         block_size=arguments.block_size,
         num_workers=arguments.preprocessing_num_workers,
