@@ -12,10 +12,14 @@ from conftest import CHECKPOINT_2, FIXTURES, copy_of
 from omni import arrays, img2img_from
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler
+from lumina_mgpt_diffusers import LUMINA_MGPT_2, LuminaMGPTPipeline, LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine
 from lumina_mgpt_diffusers.lumina_mgpt.image_encoding import encode_pixels
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_text
+from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar
+from lumina_mgpt_diffusers.lumina_mgpt.row import SampledImage
 from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import SamplerSettings, SamplingPlaces, decayed_scale
+from lumina_mgpt_diffusers.lumina_mgpt.unirep import trained_sizes
 from lumina_mgpt_diffusers.original.layout import load_tokenizer
 from lumina_mgpt_diffusers.training import ConversationSource, EncodingSettings, make_trainable, pretokenize
 from lumina_mgpt_diffusers.training.data_collator import PaddedCollator
@@ -123,6 +127,11 @@ def test_no_token_is_added(pipe):
 # Images in and out
 
 
+def test_trained_sizes_are_the_originals():
+    for base_size, sizes in recorded("crop_size_lists.json").items():
+        assert trained_sizes(int(base_size), LUMINA_MGPT_2.grid_size) == tuple((high, wide) for wide, high in sizes)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_images_are_encoded_as_by_the_original(pipe, name):
     (codes,) = pipe.encode_image(IMAGES[name])
@@ -219,6 +228,42 @@ def test_greedy_images_in_a_batch_are_the_originals(pipe, num_draft_tokens):
     ).images
     for run, own in zip(runs, codes, strict=True):
         assert pipe.image_vocabulary.to_tokens(own).tolist()[3:] == run["tokens"]
+
+
+@pytest.mark.parametrize("num_draft_tokens", [0, 7])
+def test_greedy_images_of_all_tasks_and_scales_in_one_engine_are_the_originals(pipe, img2img, num_draft_tokens):
+    vocabulary = pipe.image_vocabulary
+    grammar = Grammar(vocabulary, pipe.scheduler.config.resolution)
+    engine = Engine(pipe.transformer, pipe.scheduler, grammar, torch.device("cpu"), num_draft_tokens)
+    rows = []
+    for run in RUNS.values():
+        prompt = PROMPTS[run["prompt"]]
+        settings = {"guidance_scale": run["cfg"], "top_k": 1}
+        if prompt["task"] == "t2i":
+            size = {"height": prompt["height"], "width": prompt["width"]}
+            call = pipe.prepare(prompt["text"], **size, **settings)
+        else:
+            call = img2img.prepare(**panel_arguments(run["prompt"]), **settings)
+        rows.append(engine.submit(*call.requests))
+    while not engine.is_idle:
+        engine.step()
+    for run, row in zip(RUNS.values(), rows, strict=True):
+        (codes,) = (piece.codes for piece in row.take_pieces() if isinstance(piece, SampledImage))
+        assert vocabulary.to_tokens(codes).tolist()[run.get("num_reference_tokens", 3) :] == run["tokens"], run["name"]
+
+
+def test_lists_of_images_are_drawn_as_by_themselves(pipe, img2img):
+    run = RUNS["greedy_i2i_64x128_cfg4.0_i2i_depth"]
+    golden = panel_arguments(run["prompt"])
+    both = {
+        "prompt": ["a blue cup", golden["prompt"]],
+        "image": [[PIL.Image.fromarray(IMAGES["rgb_113x157_crop"])], golden["image"]],
+    }
+    settings = {"guidance_scale": run["cfg"], "top_k": 1, "num_draft_tokens": 7, "output_type": "latent"}
+    other, drawn = img2img(**{**golden, **both}, **settings).images
+    assert pipe.image_vocabulary.to_tokens(drawn).tolist()[run["num_reference_tokens"] :] == run["tokens"]
+    (alone,) = img2img(**{**golden, "prompt": both["prompt"][0], "image": both["image"][0]}, **settings).images
+    assert torch.equal(other, alone) and not torch.equal(other, drawn)
 
 
 @pytest.mark.parametrize("name", RUNS)
