@@ -180,10 +180,13 @@ def test_vocabulary_and_merges_belong_together(tmp_path):
 NEW = {"content": "<|new|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
-@pytest.mark.parametrize("as_bpe", [False, True])
 @pytest.mark.parametrize(
-    "values",
-    [{"additional_special_tokens": ["<|new|>"]}, {"added_tokens_decoder": {"17200": NEW | {"special": True}}}],
+    ("values", "as_bpe"),
+    [
+        ({"additional_special_tokens": ["<|new|>"]}, False),
+        ({"additional_special_tokens": ["<|new|>"]}, True),
+        ({"added_tokens_decoder": {"17200": NEW | {"special": True}}}, False),
+    ],
 )
 def test_tokens_that_a_configuration_adds_are_named(tmp_path, values, as_bpe):
     write_checkpoint_2(tmp_path)
