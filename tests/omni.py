@@ -84,6 +84,7 @@ class Playback(LuminaMGPTTransformer):
         self.default = default
         self.second_choice = second_choice
         self.start: int | None = None
+        self.lm_head = None
         self.register_buffer("anchor", torch.zeros(1))
 
     @property

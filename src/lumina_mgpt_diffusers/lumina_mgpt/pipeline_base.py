@@ -199,7 +199,7 @@ class LuminaMGPTBasePipeline(
     @property
     def can_draw(self) -> bool:
         """Whether the model can sample images: not the Chameleon that was released."""
-        return not self.family.may_be_masked or can_draw(self.transformer, self.image_vocabulary)
+        return can_draw(self.transformer, self.image_vocabulary)
 
     @property
     def unconditional_context(self) -> list[int]:
