@@ -68,21 +68,20 @@ class LuminaMGPTStep(ModularPipelineBlocks):
     """
     One step of a pipeline.
 
-    A subclass names the components that it uses and the class of the pipeline whose step it is, and does it in `run`.
+    A subclass names the class of the pipeline whose step it is, and does it in `run`. Every step has all components:
+    which family the model is of, the transformer's configuration alone may tell.
     """
 
     model_name = MODEL_NAME
     pipeline_class: type[LuminaMGPTImagePipeline] = LuminaMGPTPipeline
-    components: tuple[str, ...] = COMPONENTS
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
-        return [ComponentSpec(name, TYPES[name]) for name in self.components]
+        return [ComponentSpec(name, TYPES[name]) for name in COMPONENTS]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        used = {name: getattr(components, name) for name in self.components}
-        pipe = self.pipeline_class(**{**dict.fromkeys(COMPONENTS), **used})
+        pipe = self.pipeline_class(**{name: getattr(components, name) for name in COMPONENTS})
         inputs = {name: getattr(block_state, name) for name in self.input_names}
         for output, value in self.run(pipe, **inputs).items():
             setattr(block_state, output, value)
@@ -105,8 +104,6 @@ class LuminaMGPTStep(ModularPipelineBlocks):
 
 class LuminaMGPTEncodePromptStep(LuminaMGPTStep):
     """Encodes prompts as the conversations that the model was trained on."""
-
-    components = ("tokenizer", "vqvae", "scheduler")
 
     @property
     def description(self) -> str:
