@@ -1,12 +1,14 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Blocks of diffusers' modular pipelines: the same images as the pipelines, from the same folders."""
 
+import inspect
 import os
 import shutil
 import subprocess
 import sys
 
 import diffusers
+import PIL.Image
 import pytest
 import torch
 from diffusers import ModularPipeline
@@ -14,12 +16,18 @@ from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks
 from hub_server import HubServer
 from omni import modular_from
 
-from lumina_mgpt_diffusers import LuminaMGPTAutoBlocks, LuminaMGPTImg2ImgPipeline, LuminaMGPTModularPipeline
+from lumina_mgpt_diffusers import (
+    LuminaMGPTAutoBlocks,
+    LuminaMGPTImg2ImgPipeline,
+    LuminaMGPTModularPipeline,
+    LuminaMGPTPipeline,
+)
 from lumina_mgpt_diffusers.modular import LuminaMGPTDecodeStep, LuminaMGPTSampleStep, LuminaMGPTTextToImagePrepareStep
 
 
 PROMPT = "a red fox in the snow"
 CALL = {"height": 32, "width": 64}
+GRAY = PIL.Image.new("RGB", (64, 64), "gray")
 
 WITHOUT_IMPORT = """
 import sys
@@ -91,6 +99,25 @@ def test_image_to_image(random_pipe, expected):
     assert (state.arrays[0] == wanted.arrays[0]).all()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"image": GRAY, "task": "depth"},
+        {"image": GRAY, "task": "to_depth", "result_only": True},
+        {"task": "to_depth"},  # both panels are sampled
+    ],
+)
+def test_panels(pipe_2, arguments):
+    pipe = LuminaMGPTImg2ImgPipeline.from_pipe(pipe_2)
+    pipe.set_progress_bar_config(disable=True)
+    arguments |= {"prompt": "a", "height": 64, "width": 32, "output_type": "np", "return_log_probs": True}
+    wanted = pipe(generator=seeded(), **arguments)
+    state = modular_from(pipe_2)(generator=seeded(), **arguments)
+    assert (state.images == wanted.images).all() and torch.equal(state.log_probs, wanted.log_probs)
+    assert (state.arrays is None) == (wanted.arrays is None)
+    assert wanted.arrays is None or (state.arrays[0] == wanted.arrays[0]).all()
+
+
 def test_callbacks_and_the_progress_bar(random_pipe, capsys):
     seen = []
     pipe = modular_from(random_pipe)
@@ -107,6 +134,7 @@ def test_callbacks_and_the_progress_bar(random_pipe, capsys):
         ({"prompt": PROMPT, "height": 50}, "divisible by 32"),
         ({"prompt": PROMPT, "top_k": -1}, "`top_k`"),
         ({"image": [], "prompt": PROMPT}, "`image` has to hold"),
+        ({"task": "edit", "prompt": PROMPT}, "`image` has to be given"),
     ],
 )
 def test_wrong_arguments(random_pipe, count_forwards, call, message):
@@ -159,6 +187,16 @@ def test_a_workflow_and_what_is_documented():
     for one in (blocks, text, *text.sub_blocks.values()):
         assert all(parameter.description for parameter in one.inputs)
         assert "TODO" not in one.doc
+
+
+@pytest.mark.parametrize(
+    ("workflow", "pipeline_class"),
+    [("text2image", LuminaMGPTPipeline), ("image2image", LuminaMGPTImg2ImgPipeline)],
+)
+def test_arguments_are_those_of_the_pipelines(workflow, pipeline_class):
+    arguments = inspect.signature(pipeline_class.__call__).parameters.keys() - {"self", "return_dict"}
+    encoded = {f"{name}prompt_{kind}" for name in ("", "negative_") for kind in ("token_ids", "attention_mask")}
+    assert set(LuminaMGPTAutoBlocks().get_workflow(workflow).input_names) == arguments - encoded
 
 
 def test_from_the_folder_of_any_pipeline(saved_folder, expected):
