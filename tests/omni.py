@@ -12,8 +12,10 @@ import torch
 from reference import Noise, guided_logits
 
 from lumina_mgpt_diffusers import (
+    LuminaMGPTAutoBlocks,
     LuminaMGPTChatPipeline,
     LuminaMGPTImg2ImgPipeline,
+    LuminaMGPTModularPipeline,
     LuminaMGPTPipeline,
     LuminaMGPTScheduler,
     LuminaMGPTTransformer,
@@ -58,6 +60,14 @@ def chat_from(pipe: LuminaMGPTPipeline, transformer: object = None, **sampler) -
 def img2img_from(pipe: LuminaMGPTPipeline, **sampler) -> LuminaMGPTImg2ImgPipeline:
     """An image-to-image pipeline over the components of another, with a scheduler of its own."""
     return _with_components(LuminaMGPTImg2ImgPipeline, pipe, pipe.transformer, sampler)
+
+
+def modular_from(pipe: LuminaMGPTPipeline) -> LuminaMGPTModularPipeline:
+    """A modular pipeline over the components of another."""
+    made = LuminaMGPTAutoBlocks().init_pipeline()
+    made.update_components(**pipe.components)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def _with_components(pipeline_class, pipe, transformer, sampler):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CHECKPOINT, TRAINED_CHECKPOINT, VQGAN, copy_of
-from omni import GREEDY, Playback, chat_from, img2img_from
+from omni import GREEDY, Playback, chat_from, img2img_from, modular_from
 from reference import guided_logits
 from transformers import ChameleonConfig
 
@@ -205,6 +205,11 @@ def test_sampling_does_not_depend_on_drafts(pipe):
     assert output.images[0].size == (64, 64) and output.log_probs.shape == (1, 4, 4)
     steps = [step.num_rows for step in pipe.stream("a red fox", generator=seeded(), num_draft_tokens=0)]
     assert steps == [1, 2, 3, 4]
+
+
+def test_blocks_make_the_same_image(pipe):
+    call = {"prompt": "a red fox", "output_type": "latent", "output": "images"}
+    assert torch.equal(modular_from(pipe)(generator=seeded(), **call), codes_of(pipe, generator=seeded()))
 
 
 def test_images_of_images(pipe):

@@ -192,6 +192,7 @@ def test_memory(run, saved_folder):
     of_an_original = run("memory", "--model", CHECKPOINT, *options)
     assert of_an_original == of_a_pipeline
     assert run("memory", "--model", CHECKPOINT, *options, "--available", 2).endswith("images at once\n")
+    assert run("memory", "--model", CHECKPOINT, *options, "--vqvae_dtype", "bfloat16") != of_a_pipeline
 
 
 def test_what_does_not_fit_is_said_without_a_traceback(refuses, saved_folder, preloaded):

@@ -41,6 +41,20 @@ def test_estimate_is_what_a_call_allocates(
     assert abs(estimate.weights - weights) <= 1024
 
 
+def test_the_vq_model_may_have_a_type_of_its_own(pipe_2):
+    config, vqvae = pipe_2.transformer.config, pipe_2.vqvae
+    parameters = sum(parameter.numel() for parameter in vqvae.parameters())
+    settings = {"vqvae_parameters": parameters, "keeps_cache": True}
+    half, mixed, full = (
+        estimate_memory(config, 96, 96, **dtypes, **settings)
+        for dtypes in ({}, {"vqvae_dtype": torch.float32}, {"dtype": torch.float32})
+    )
+    assert mixed.weights - half.weights == 2 * parameters
+    assert (mixed.kv_cache, mixed.drafts) == (half.kv_cache, half.drafts)
+    assert mixed.activations == full.activations == 2564 * 96**2 * 4 - mixed.drafts
+    assert estimate_memory(config, 96, 96, dtype=torch.float32, vqvae_dtype=torch.float32, **settings) == full
+
+
 def test_seven_billion():
     estimate = estimate_memory(ChameleonConfig(), 768, 768)
     assert 13.0 < estimate.weights / 2**30 < 13.4
