@@ -54,7 +54,7 @@ def wait_for_job(file: Path, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompts", help="a .parquet, .jsonl, .json, .csv or .txt file, or a Hub id")
+    parser.add_argument("prompts", help="a .parquet, .jsonl, .json, .csv or .txt file, a folder or a Hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder, which all processes have to see")
     parser.add_argument("--model", default="pocket", help="Hub id or folder; default: the small model of the package")
     parser.add_argument("--seed", type=int, default=0)

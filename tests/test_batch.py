@@ -267,8 +267,9 @@ def test_a_process_takes_a_gpu_that_it_sees(monkeypatch):
 
 @pytest.mark.slow
 def test_shards_of_accelerate(saved_folder, tmp_path):
+    """As accelerate begins a process for each GPU; without any the script takes the CPU. `--cpu` begins one alone."""
     (tmp_path / "prompts.txt").write_text("a cat\na dog\na cow\n")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     arguments = ["--output", tmp_path / "job", "--model", saved_folder, "--height", "32", "--width", "32"]
     command = [*launch, SCRIPT, tmp_path / "prompts.txt", *arguments]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=280).stdout

@@ -46,7 +46,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompts", metavar="PROMPTS", help="a .parquet, .jsonl, .json, .csv or .txt file, or a Hub id")
+    parser.add_argument(
+        "prompts", metavar="PROMPTS", help="a .parquet, .jsonl, .json, .csv or .txt file, a folder or a Hub id"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder, which all machines have to see")
     parser.add_argument("--split", default="train", help="of a dataset of the Hub; default: %(default)s")
     parser.add_argument("--prompt_column", default="prompt", help="default: %(default)s")

@@ -263,11 +263,11 @@ def load_prompts(
     source: str, split: str = "train", prompt_column: str = "prompt", id_column: str = "id"
 ) -> Iterator[dict[str, Any]]:
     """
-    Rows of prompts from a file or from the Hub. It needs the package `datasets`.
+    Rows of prompts from a file, a folder or the Hub. It needs the package `datasets`.
 
     Args:
         source (`str`): A file (`.parquet`, `.jsonl`, `.json`, `.csv`, or `.txt` with a prompt on each line), or the
-            id of a dataset.
+            id of a dataset or a folder with its files.
         split (`str`, defaults to `"train"`): Which split of a dataset.
         prompt_column (`str`, defaults to `"prompt"`), id_column (`str`, defaults to `"id"`): Names of the columns.
     """
