@@ -1,9 +1,12 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The table of speeds, on a shape that takes no time."""
+"""The benchmarks, on shapes that take no time."""
 
 import importlib
 import json
+import threading
+from types import SimpleNamespace
 
+import httpx
 import pytest
 from training_helpers import ROOT
 
@@ -32,3 +35,16 @@ def test_the_table_times_the_codes_of_its_shape(monkeypatch, tmp_path, shape, st
     assert [one["size"] for one in json.loads(output.read_text())["results"]] == [32, 64]
     assert [(one.rows, one.columns) for one in tasks] == [(32 // stride,) * 2, (64 // stride,) * 2]
     assert {(one.vocabulary.num_codes, one.top_k) for one in tasks} == {(num_codes, top_k)}
+
+
+def test_a_client_that_fails_ends_the_server(monkeypatch, random_pipe):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    service = importlib.import_module("service")
+    before = set(threading.enumerate())
+    with (
+        pytest.raises(RuntimeError, match="client"),
+        service.server(random_pipe, 2, SimpleNamespace(num_draft_tokens=0)) as url,
+    ):
+        assert httpx.get(f"{url}/health").status_code == 200
+        raise RuntimeError("client")
+    assert set(threading.enumerate()) <= before

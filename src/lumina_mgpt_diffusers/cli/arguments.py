@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--original_vqgan", help="VQ model of an original checkpoint: folder, file or Hub id")
     group.add_argument("--original_tokenizer", help="tokenizer of an original checkpoint that has none")
     group.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
-    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    group.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
 
 
 def add_sampler_arguments(
@@ -71,19 +71,25 @@ def add_size_arguments(parser: argparse.ArgumentParser, default: str, for_each: 
         parser.add_argument(name, type=sizes if for_each else int, help=f"{what}; default: {default}")
 
 
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_pipeline(pipeline_class: type[LuminaMGPTBasePipeline], args: argparse.Namespace) -> LuminaMGPTBasePipeline:
     """The pipeline that the arguments name, with what of the sampler is the scheduler's alone."""
+    # Where it is loaded decides, which for jobs on many machines is not where the command runs.
+    device = args.device or default_device()
     pipe = pipeline_class.from_pretrained(
         args.model,
         original_vqgan=args.original_vqgan,
         original_tokenizer=args.original_tokenizer,
-        dtype=getattr(torch, args.dtype or ("float32" if args.device == "cpu" else "bfloat16")),
+        dtype=getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16")),
     )
     names = ("guidance_schedule", "num_draft_tokens", "draft_init")
     own = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     if own:
         pipe.scheduler = LuminaMGPTScheduler.from_config(pipe.scheduler.config, **own)
-    return pipe.to(args.device)
+    return pipe.to(device)
 
 
 def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -36,6 +36,10 @@ class StepError(RuntimeError):
     """The engine failed in a step with this request in its batch. What waited goes on in a new engine."""
 
 
+class RowError(StepError):
+    """This request alone failed, by what the model makes of it, such as logits that are not finite."""
+
+
 @dataclass(frozen=True)
 class RowsDone:
     """
@@ -95,8 +99,8 @@ class Job:
     Iterate over it, with `for` or `async for`, to get its events. It is cancelled when the iteration ends early. Of an
     image that is being sampled only the newest rows are kept, so that a slow reader holds no more than a fast one.
 
-    Raises from the iteration what the call failed with: a `ValueError` of its arguments, [`StepError`],
-    [`HostClosedError`], or [`concurrent.futures.CancelledError`].
+    Raises from the iteration what the call failed with: a `ValueError` of its arguments, [`StepError`] or
+    [`RowError`], [`HostClosedError`], or [`concurrent.futures.CancelledError`].
     """
 
     def __init__(self, cancel: Callable[[Job], None], every: int | None) -> None:
