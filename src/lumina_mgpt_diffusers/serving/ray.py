@@ -12,7 +12,6 @@ A replica that dies loses what it was making, whose clients get an error; others
 from pathlib import Path
 from typing import Literal
 
-import torch
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, field_validator
 from ray import serve
@@ -98,9 +97,7 @@ class Replica:
     def __init__(self, arguments: Arguments, api_key: str | None) -> None:
         self._arguments = arguments
         self._api_key = api_key
-        # Of this machine, which need not be like that of the command.
-        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._host = load_host(arguments.model_copy(update={"device": device}))
+        self._host = load_host(arguments)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         arguments = self._arguments
