@@ -172,6 +172,24 @@ def prepare(transformer: torch.nn.Module, mode: Mode) -> None:
         compile_transformer(transformer)
 
 
+def make_task(
+    shape: str, transformer: torch.nn.Module, device: torch.device, height: int, width: int, **settings: object
+) -> Task:
+    """What to sample with a transformer of one of the `SHAPES`: images in pixels, in the shape's language."""
+    language = language_of(shape)
+    stride = language.vocabulary.patch_size
+    return Task(
+        transformer,
+        device,
+        list(range(9000, 9000 + PROMPT_LENGTH)),
+        rows=height // stride,
+        columns=width // stride,
+        top_k=language.top_k,
+        vocabulary=language.vocabulary,
+        **settings,
+    )
+
+
 def run(name: str, task: Task, repeats: int, bandwidth: float) -> dict:
     """
     Time one mode.
@@ -308,23 +326,19 @@ def main() -> None:
     bandwidth = measure_bandwidth(device, dtype)
     transformer = build_transformer(args.shape, device, dtype, num_layers=args.num_layers)
     height, width = args.size * 2 if len(args.size) == 1 else args.size
-    language = language_of(args.shape)
-    vocabulary = language.vocabulary
-    task = Task(
+    task = make_task(
+        args.shape,
         transformer,
         device,
-        list(range(9000, 9000 + PROMPT_LENGTH)),
-        rows=height // vocabulary.patch_size,
-        columns=width // vocabulary.patch_size,
-        top_k=language.top_k,
-        vocabulary=vocabulary,
+        height,
+        width,
         guidance_scale=args.guidance_scale,
         batch_size=args.batch_size,
         max_steps=args.max_steps,
     )
     hardware = describe_hardware(device)
     versions = {module.__name__: module.__version__ for module in (torch, transformers, diffusers)}
-    gibibytes = weight_bytes(transformer, vocabulary.num_codes) / 2**30
+    gibibytes = weight_bytes(transformer, task.vocabulary.num_codes) / 2**30
     print(f"{hardware} ({platform.machine()}), {versions}")
     print(f"{args.shape} {args.dtype}, {width}x{height} px, {args.batch_size} image(s), CFG {args.guidance_scale}")
     print(f"weights read per forward {gibibytes:.2f} GiB, bandwidth {bandwidth / 1e9:.1f} GB/s")

@@ -11,8 +11,8 @@ The parts:
   at a time, and against the pipeline called with a batch of as many images.
 - `first-row`: a request that arrives while eight images are sampled: steps of the engine until its first row is there,
   beyond those that it takes alone.
-- `offline`: a batch job as an actor of Ray Data runs it, images and metadata written, against a loop of the pipeline
-  called with full batches.
+- `offline`: a batch job, images and metadata written, against a loop of the pipeline called with full batches. Two
+  threads of this process work at tasks of rows, as those of one actor do. Ray takes no part and is not measured.
 """
 
 from __future__ import annotations
@@ -69,9 +69,11 @@ def server(pipe: LuminaMGPTPipeline, max_slots: int, args: argparse.Namespace) -
         thread.start()
         while not own.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        own.should_exit = True
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            own.should_exit = True
+            thread.join()
 
 
 def ask(url: str, args: argparse.Namespace) -> None:

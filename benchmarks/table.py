@@ -22,9 +22,8 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from decode import MODES, check_modes_agree, describe, run
-from models import PROMPT_LENGTH, SHAPES, build_transformer, describe_hardware, measure_bandwidth
-from strategies import Task
+from decode import MODES, check_modes_agree, describe, make_task, run
+from models import SHAPES, build_transformer, describe_hardware, measure_bandwidth
 
 
 def make_jobs(args: argparse.Namespace) -> list[tuple[str, dict]]:
@@ -86,11 +85,11 @@ def main() -> None:
         if transformer is None:
             torch._dynamo.reset()
             transformer = build_transformer(args.shape, device, dtype)
-            side = args.size // 16
-            task = Task(transformer, device, list(range(9000, 9000 + PROMPT_LENGTH)), side, side)
+            task = make_task(args.shape, transformer, device, args.size, args.size)
         changes = dict(changes)
         size = changes.pop("size", args.size)
-        changes |= {"rows": size // 16, "columns": size // 16}
+        side = size // task.vocabulary.patch_size
+        changes |= {"rows": side, "columns": side}
         try:
             result = run(mode, replace(task, **changes), repeats=1, bandwidth=bandwidth)
         except Exception as error:  # so that no job costs the others their results

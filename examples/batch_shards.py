@@ -6,7 +6,8 @@ Images of many prompts without Ray: every process takes its shard of the rows.
     srun --ntasks 64 python examples/batch_shards.py prompts.jsonl --output /shared/images --model MODEL
 
 Killed and started again, with any number of processes, it goes on. The output is that of `lumina-mgpt batch`, which
-restarts processes that die and gives them rows as they are free.
+restarts processes that die and gives them rows as they are free. Rows of which no image can be made have an `error` in
+the metadata, and the process goes on with the others.
 """
 
 import argparse
@@ -32,16 +33,28 @@ def of_environment(names: tuple[str, ...], default: int) -> int:
     return int(next((os.environ[name] for name in names if name in os.environ), default))
 
 
-def wait_for_job(output: Path) -> BatchJob:
-    """The job that the first process writes down."""
-    while not (output / "job.json").is_file():
-        time.sleep(1)
-    return BatchJob.open(output)
+def device_of_process() -> torch.device:
+    """A process may see all GPUs of its machine, or its own alone."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", of_environment(LOCAL_RANK, 0) % torch.cuda.device_count())
+
+
+def wait_for_job(file: Path, seconds: float) -> None:
+    """Until the first process has written the job down."""
+    end = time.monotonic() + seconds
+    while not file.is_file():
+        if time.monotonic() > end:
+            raise TimeoutError(
+                f"The process of rank 0 has not written {str(file)!r} within {seconds:g} s. Has it failed, or does it"
+                " write where this process does not see it?"
+            )
+        time.sleep(min(1, seconds))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompts", help="a .parquet, .jsonl, .json, .csv or .txt file, or a Hub id")
+    parser.add_argument("prompts", help="a .parquet, .jsonl, .json, .csv or .txt file, a folder or a Hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder, which all processes have to see")
     parser.add_argument("--model", default="pocket", help="Hub id or folder; default: the small model of the package")
     parser.add_argument("--seed", type=int, default=0)
@@ -49,15 +62,18 @@ def main() -> None:
     parser.add_argument("--width", type=int)
     parser.add_argument("--max_slots", type=int, default=32, help="of a batch; an image takes two")
     parser.add_argument("--rows_per_part", type=int, default=32, help="rows that are written down at once")
+    parser.add_argument("--patience", type=float, default=600, help="seconds for rank 0 to write the job down")
     args = parser.parse_args()
+    if args.rows_per_part < 1:
+        parser.error(f"--rows_per_part has to be at least 1 but is {args.rows_per_part}")
 
     rank, world_size = of_environment(RANK, 0), of_environment(WORLD_SIZE, 1)
-    device = torch.device("cuda", of_environment(LOCAL_RANK, 0)) if torch.cuda.is_available() else torch.device("cpu")
-    if rank == 0:
-        settings = {"height": args.height, "width": args.width}
-        job = BatchJob.create(args.output, load_prompts(args.prompts), args.seed, args.model, settings)
-    else:
-        job = wait_for_job(args.output)
+    device = device_of_process()
+    if rank > 0:
+        wait_for_job(args.output / "job.json", args.patience)
+    # Where the job is written down already this reads no prompts, and says if it is another one.
+    settings = {"height": args.height, "width": args.width}
+    job = BatchJob.create(args.output, load_prompts(args.prompts), args.seed, args.model, settings)
 
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     pipe = LuminaMGPTPipeline.from_pretrained(args.model, dtype=dtype).to(device)
@@ -66,13 +82,14 @@ def main() -> None:
     with EngineHost(pipe, args.max_slots, max_waiting=1 << 30) as host:
         # While one part is finished the next one is sampled already, so that the batch stays full.
         parts = iter(lambda: [(row, job.start(host, row)) for row in islice(rows, args.rows_per_part)], [])
-        part = next(parts, None)
+        part, num_errors = next(parts, None), 0
         while part:
             upcoming = next(parts, None)
             finished = [job.finish(host, row, one) for row, one in part]
             job.write_part(f"part-{job.path_of(part[0][0]['id']).stem}", finished)
+            num_errors += sum(row["error"] is not None for row in finished)
             part = upcoming
-    print(f"Process {rank} of {world_size} is done.")
+    print(f"Process {rank} of {world_size} is done; {num_errors} of its rows have an error.")
 
 
 if __name__ == "__main__":

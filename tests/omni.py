@@ -12,8 +12,10 @@ import torch
 from reference import Noise, guided_logits
 
 from lumina_mgpt_diffusers import (
+    LuminaMGPTAutoBlocks,
     LuminaMGPTChatPipeline,
     LuminaMGPTImg2ImgPipeline,
+    LuminaMGPTModularPipeline,
     LuminaMGPTPipeline,
     LuminaMGPTScheduler,
     LuminaMGPTTransformer,
@@ -60,6 +62,14 @@ def img2img_from(pipe: LuminaMGPTPipeline, **sampler) -> LuminaMGPTImg2ImgPipeli
     return _with_components(LuminaMGPTImg2ImgPipeline, pipe, pipe.transformer, sampler)
 
 
+def modular_from(pipe: LuminaMGPTPipeline) -> LuminaMGPTModularPipeline:
+    """A modular pipeline over the components of another."""
+    made = LuminaMGPTAutoBlocks().init_pipeline()
+    made.update_components(**pipe.components)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def _with_components(pipeline_class, pipe, transformer, sampler):
     scheduler = LuminaMGPTScheduler.from_config(pipe.scheduler.config, **sampler)
     own = pipeline_class(tokenizer=pipe.tokenizer, transformer=transformer, vqvae=pipe.vqvae, scheduler=scheduler)
@@ -84,6 +94,7 @@ class Playback(LuminaMGPTTransformer):
         self.default = default
         self.second_choice = second_choice
         self.start: int | None = None
+        self.lm_head = None
         self.register_buffer("anchor", torch.zeros(1))
 
     @property

@@ -2,13 +2,14 @@
 """Chameleon and Anole: images of one size, `[start, codes, end]`, without size tags and row ends. Here of 64x64 px."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import CHECKPOINT, TRAINED_CHECKPOINT, VQGAN, copy_of
-from omni import GREEDY, Playback, chat_from, img2img_from
+from omni import GREEDY, Playback, chat_from, img2img_from, modular_from
 from reference import guided_logits
 from transformers import ChameleonConfig
 
@@ -26,7 +27,12 @@ from lumina_mgpt_diffusers import (
 from lumina_mgpt_diffusers.lumina_mgpt.families import families, find_family, registry
 from lumina_mgpt_diffusers.lumina_mgpt.unirep import MalformedImageError, trained_sizes
 from lumina_mgpt_diffusers.lumina_mgpt.vocabulary import read_vocabulary
-from lumina_mgpt_diffusers.original import convert_diffusers_to_original, convert_original_to_diffusers
+from lumina_mgpt_diffusers.original import (
+    base_size_from_name,
+    convert_diffusers_to_original,
+    convert_original_to_diffusers,
+)
+from lumina_mgpt_diffusers.original.layout import checkpoint_family
 
 
 SMALL = replace(CHAMELEON, name="small-chameleon", grid_size=64, base_size=64)
@@ -96,6 +102,32 @@ def test_the_family(pipe, vocabulary):
     # All its names are those of Lumina-mGPT: they tell nothing.
     assert find_family(None, pipe.tokenizer.get_vocab()) is LUMINA_MGPT
     assert find_family({"model_family": "chameleon"}) is CHAMELEON
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["facebook/chameleon-7b", "chameleon-30b", "GAIR/Anole-7b-v0.1", "models--leloy--Anole-7b-v0.1-hf/snapshots/0"],
+)
+def test_released_names(pipe, name):
+    names = pipe.tokenizer.get_vocab()
+    assert checkpoint_family({"vocabulary_map": names}, checkpoint=name) is CHAMELEON
+    assert checkpoint_family({}, checkpoint=name) is CHAMELEON
+    assert checkpoint_family({}, "lumina-mgpt", checkpoint=name) is LUMINA_MGPT
+    assert base_size_from_name(name) is None
+
+
+@pytest.mark.parametrize("name", ["Lumina-mGPT-7B-768", "Chameleon_7B_mGPT", "my-chameleon-7b"])
+def test_names_of_others(pipe, name):
+    assert checkpoint_family({}, tokenizer=pipe.tokenizer, checkpoint=name) is LUMINA_MGPT
+
+
+def test_a_checkpoint_is_known_by_its_name(pipe, tmp_path):
+    checkpoint = tmp_path / "Anole-7b-v0.1"
+    shutil.copytree(CHECKPOINT, checkpoint)
+    loaded = LuminaMGPTPipeline.from_pretrained(checkpoint, original_vqgan=VQGAN)
+    assert loaded.family is CHAMELEON and loaded.scheduler.config.resolution == 512
+    output = convert_original_to_diffusers(checkpoint, tmp_path / "out", original_vqgan=VQGAN)
+    assert json.loads((output / "transformer" / "config.json").read_text())["model_family"] == "chameleon"
 
 
 def test_the_prompt_is_the_bare_text(pipe):
@@ -175,6 +207,11 @@ def test_sampling_does_not_depend_on_drafts(pipe):
     assert steps == [1, 2, 3, 4]
 
 
+def test_blocks_make_the_same_image(pipe):
+    call = {"prompt": "a red fox", "output_type": "latent", "output": "images"}
+    assert torch.equal(modular_from(pipe)(generator=seeded(), **call), codes_of(pipe, generator=seeded()))
+
+
 def test_images_of_images(pipe):
     (codes,) = pipe.encode_image(IMAGE)
     mask = np.zeros((64, 64), dtype=bool)
@@ -196,7 +233,6 @@ def test_answers_with_images(pipe, vocabulary, num_draft_tokens):
     image = vocabulary.to_tokens(codes).tolist()
     script = [*text, *image, *text, *image]
     transformer = Playback(pipe.transformer.config, script, vocabulary.separator_id, text[-1])
-    transformer.lm_head = pipe.transformer.lm_head
     arguments = {"guidance_scale": 1.0, "output_type": "latent", **GREEDY}
     for budget in (len(script) + 1, len(text) + 1, len(text) + 9, len(text) + len(image) - 1):
         transformer.start = None
@@ -242,6 +278,18 @@ def test_a_chameleon_that_cannot_draw(pipe, how):
         assert start not in answer.token_ids
     context = answer.conversation.token_ids
     assert context[context.index(start) :][: len(image)] == image
+
+
+def test_a_chameleon_that_is_taken_for_another_family(random_pipe):
+    taken = copy_of(random_pipe)
+    head, codes = taken.transformer.lm_head.weight, taken.image_vocabulary.code_ids
+    with torch.no_grad():
+        head[codes[:-1]] = 0
+    assert taken.can_draw  # a head that was zeroed to be trained, and saw one code
+    with torch.no_grad():
+        head[codes] = 0
+    with pytest.raises(ValueError, match="This Lumina-mGPT cannot draw: the rows of its `lm_head`"):
+        taken("a red fox", height=32, width=32)
 
 
 def test_sizes_that_cannot_be(pipe):

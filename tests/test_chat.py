@@ -183,6 +183,8 @@ def test_an_aspect_ratio_of_four_is_the_greatest(trained_pipe):
     assert grammar.width_ids(tag[0]).tolist() == list(tag[:4])
     assert grammar.width_ids(tag[3]).tolist() == list(tag[:2])
     assert grammar.height_ids().tolist() == list(tag[:4])
+    two_cells = 2 * 32 * 32
+    assert grammar.width_ids(tag[0], two_cells).tolist() == grammar.height_ids(two_cells).tolist() == list(tag[:2])
     assert grammar.size(tag[3], tag[0]) == (128, 32)
 
 

@@ -7,8 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfyui import Interrupted, Server, load_nodes
+from conftest import CHECKPOINT, VQGAN
 
-from lumina_mgpt_diffusers import LuminaMGPTChatPipeline, LuminaMGPTConversation, LuminaMGPTImg2ImgPipeline
+from lumina_mgpt_diffusers import (
+    LUMINA_MGPT,
+    LuminaMGPTChatPipeline,
+    LuminaMGPTConversation,
+    LuminaMGPTImg2ImgPipeline,
+    LuminaMGPTPipeline,
+)
 
 
 PROMPT = "a red fox in the snow"
@@ -21,9 +28,18 @@ def comfy(request, saved_folder, monkeypatch) -> SimpleNamespace:
     return SimpleNamespace(server=server, **{node.define_schema().node_id: node for node in nodes})
 
 
+def loaded(pipe) -> object:
+    return sys.modules["lumina_mgpt_nodes.nodes"].LoadedModel(pipe, is_offloaded=False)
+
+
 @pytest.fixture
 def model(comfy, random_pipe) -> object:
-    return sys.modules["lumina_mgpt_nodes.nodes"].LoadedModel(random_pipe, is_offloaded=False)
+    return loaded(random_pipe)
+
+
+@pytest.fixture(scope="module")
+def pocket() -> LuminaMGPTPipeline:
+    return LuminaMGPTPipeline.from_pretrained("pocket", dtype=torch.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +71,18 @@ def test_schemas(comfy):
 
 
 def test_loading_makes_room(comfy, saved_folder):
-    (loaded,) = comfy.server.run(comfy.LuminaMGPTLoad, model=saved_folder.name, dtype="float32")
+    (model,) = comfy.server.run(comfy.LuminaMGPTLoad, model=saved_folder.name, dtype="float32")
     assert comfy.server.num_unloads == 1
-    assert loaded.pipe.transformer.dtype == torch.float32
+    assert model.pipe.transformer.dtype == torch.float32
+
+
+def test_loading_says_what_files_leave_open(comfy):
+    call = {"model": str(CHECKPOINT), "original_vqgan": str(VQGAN), "dtype": "float32", "base_size": 64}
+    (model,) = comfy.server.run(comfy.LuminaMGPTLoad, family="lumina-mgpt", original_tokenizer=str(CHECKPOINT), **call)
+    assert model.pipe.family is LUMINA_MGPT and model.pipe.transformer.config.model_family == "lumina-mgpt"
+    assert model.pipe.scheduler.config.resolution == 64
+    with pytest.raises(ValueError, match="`original_tokenizer`"):
+        comfy.server.run(comfy.LuminaMGPTLoad, original_tokenizer="nowhere", **call)
 
 
 def test_text_to_image(comfy, model, random_pipe):
@@ -69,6 +94,23 @@ def test_text_to_image(comfy, model, random_pipe):
     assert [value for value, *_ in progress] == sorted(value for value, *_ in progress) and progress[-1][:2] == (4, 4)
     previews = [preview for *_, preview in progress]
     assert previews[-1] is None and previews[0].size == (32, 64)
+
+
+@pytest.mark.parametrize("name", ["random_pipe", "pipe_2", "pocket"])
+def test_defaults_are_those_of_the_model(comfy, request, name):
+    pipe = request.getfixturevalue(name)
+    wanted = pipe(PROMPT, generator=seeded(), output_type="np").images
+    (images,) = comfy.server.run(
+        comfy.LuminaMGPTTextToImage, model=loaded(pipe), prompt=PROMPT, seed=3, preview_rows=0
+    )
+    assert torch.equal(images, images_of(wanted))
+
+
+def test_settings(comfy, model, random_pipe):
+    settings = {"guidance_scale": 0.0, "temperature": 0.5, "top_k": 0, "top_p": 0.7}
+    wanted = random_pipe(PROMPT, height=64, width=32, generator=seeded(), output_type="np", **settings).images
+    (images,) = comfy.server.run(comfy.LuminaMGPTTextToImage, model=model, preview_rows=0, **CALL, **settings)
+    assert torch.equal(images, images_of(wanted))
 
 
 def test_without_previews(comfy, model):
@@ -95,6 +137,21 @@ def test_tasks(comfy, model, random_pipe):
     assert torch.equal(images, images_of(wanted))
     with pytest.raises(ValueError, match="`prompt` has to be given"):
         comfy.server.run(comfy.LuminaMGPTTask, model=model, image=image, task="edit")
+    with pytest.raises(ValueError, match="`image` has to be given"):
+        comfy.server.run(comfy.LuminaMGPTTask, model=model, prompt="a", task="edit")
+
+
+@pytest.mark.parametrize("has_image, result_only", [(True, False), (True, True), (False, True)])
+def test_panels(comfy, pipe_2, has_image, result_only):
+    image = torch.rand(1, 96, 96, 3, generator=seeded()) if has_image else None
+    call = {"prompt": PROMPT, "task": "depth", "height": 64, "width": 32, "result_only": result_only}
+    given = {"image": image} if has_image else {}
+    (images,) = comfy.server.run(comfy.LuminaMGPTTask, model=loaded(pipe_2), seed=3, preview_rows=4, **call, **given)
+    pipe = LuminaMGPTImg2ImgPipeline.from_pipe(pipe_2)
+    pil = pipe.image_processor.numpy_to_pil(image.numpy()) if has_image else None
+    wanted = pipe(image=pil, generator=seeded(), output_type="np", **call).images
+    assert images.shape == (1, 32 if result_only else 64, 32, 3)
+    assert torch.equal(images, images_of(wanted))
 
 
 def test_chat(comfy, model, random_pipe):

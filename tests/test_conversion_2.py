@@ -3,21 +3,26 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKPOINT_2, MOVQGAN, write_checkpoint_2
+from conftest import CHECKPOINT_2, FIXTURES, MOVQGAN, write_checkpoint_2
 from diffusers import DiffusionPipeline, VQModel
+from diffusers.utils import logging
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
 from lumina_mgpt_diffusers import LUMINA_MGPT_2, LuminaMGPTPipeline, LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_text
 from lumina_mgpt_diffusers.original import (
     base_size_from_name,
     convert_diffusers_to_original,
     convert_original_to_diffusers,
     load_vqvae,
 )
-from lumina_mgpt_diffusers.original.layout import load_tokenizer
+from lumina_mgpt_diffusers.original.files import find_tokenizer
+from lumina_mgpt_diffusers.original.layout import load_tokenizer, original_as_diffusers
 from lumina_mgpt_diffusers.original.vqgan import original_vqgan_files
 
 
@@ -131,6 +136,77 @@ def test_a_first_token_that_is_missing_is_named(tmp_path, values, message):
         load_tokenizer(tmp_path)
 
 
+def write_bpe_files(folder: Path, added_in: str) -> None:
+    """The tokenizer of a checkpoint in the files of a slow tokenizer, instead of `tokenizer.json`."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    added = content["added_tokens"]
+    if added_in == "added_tokens.json":
+        (folder / added_in).write_text(json.dumps({token["content"]: token["id"] for token in added}))
+    else:
+        edit(folder / added_in, added_tokens_decoder={str(token.pop("id")): token for token in added})
+
+
+@pytest.mark.parametrize("added_in", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_tokenizer_of_vocabulary_and_merges(tmp_path, pipe_2, added_in):
+    write_bpe_files(write_checkpoint_2(tmp_path), added_in)
+    with original_as_diffusers(
+        tmp_path, vqvae=pipe_2.vqvae, transformer=pipe_2.transformer, scheduler=pipe_2.scheduler
+    ) as folder:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(folder, "tokenizer"))
+    assert tokenizer.get_vocab() == pipe_2.tokenizer.get_vocab()
+    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    assert special == ("<|im_end|>", "<eoss>", "<|endoftext|>")
+    pipe = LuminaMGPTPipeline(**{**pipe_2.components, "tokenizer": tokenizer})
+    for prompt in json.loads((FIXTURES / "7b2_like" / "prompts.json").read_text()).values():
+        if prompt["task"] == "t2i":
+            ids = pipe.encode_prompt(prompt["text"], height=prompt["height"], width=prompt["width"])[0]
+            assert ids.tolist() == [prompt["input_ids"]]
+        assert encode_text(tokenizer, prompt["question"]) == encode_text(pipe_2.tokenizer, prompt["question"])
+    for pair in json.loads((FIXTURES / "7b2_like" / "tokenizer_pairs.json").read_text()):
+        assert encode_text(tokenizer, pair["text"]) == encode_text(pipe_2.tokenizer, pair["text"])
+
+
+def test_vocabulary_and_merges_belong_together(tmp_path):
+    write_bpe_files(write_checkpoint_2(tmp_path), "added_tokens.json")
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(OSError, match="`vocab.json` and `merges.txt`"):
+        find_tokenizer(tmp_path, LUMINA_MGPT_2, tmp_path)
+
+
+NEW = {"content": "<|new|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+@pytest.mark.parametrize(
+    ("values", "as_bpe"),
+    [
+        ({"additional_special_tokens": ["<|new|>"]}, False),
+        ({"additional_special_tokens": ["<|new|>"]}, True),
+        ({"added_tokens_decoder": {"17200": NEW | {"special": True}}}, False),
+    ],
+)
+def test_tokens_that_a_configuration_adds_are_named(tmp_path, values, as_bpe):
+    write_checkpoint_2(tmp_path)
+    if as_bpe:
+        write_bpe_files(tmp_path, "added_tokens.json")
+    edit(tmp_path / "tokenizer_config.json", **values)
+    (tmp_path / "special_tokens_map.json").unlink()
+    with pytest.raises(ValueError, match=r"names \d+ tokens that its vocabulary .* '<\|new\|>': they would be added"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_token_that_the_configuration_of_the_model_has_may_be_added(tmp_path):
+    write_checkpoint_2(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", additional_special_tokens=["<|image|>"])
+    (tmp_path / "special_tokens_map.json").unlink()
+    config = json.loads((CHECKPOINT_2 / "config.json").read_text())
+    config["vocabulary_map"]["<|image|>"] = 17144
+    assert load_tokenizer(tmp_path, config).convert_tokens_to_ids("<|image|>") == 17144
+
+
 def test_codes_that_only_the_configuration_names(tmp_path, checkpoint_2, pipe_2):
     shutil.copytree(checkpoint_2, tmp_path, dirs_exist_ok=True)
     shutil.copy(CHECKPOINT_2 / "tokenizer.json", tmp_path)
@@ -150,16 +226,43 @@ def test_another_number_of_codes_is_said(tmp_path, checkpoint_2):
         convert_original_to_diffusers(tmp_path, tmp_path / "out", original_vqgan=MOVQGAN, base_size=96)
 
 
-@pytest.mark.parametrize("missing", ["<reserved08706>", "<reserved08801>"])
+def without(folder: Path, name: str, other: str) -> Path:
+    """A checkpoint in which a name is another."""
+    write_checkpoint_2(folder)
+    for path in (folder / "tokenizer.json", folder / "config.json"):
+        path.write_text(path.read_text().replace(name, other))
+    return folder
+
+
+@pytest.mark.parametrize("missing", [*LUMINA_MGPT_2.control_tokens, "<reserved08801>"])
 def test_control_tokens_that_are_missing_are_named(tmp_path, missing):
-    write_checkpoint_2(tmp_path)
-    for name in ("tokenizer.json", "config.json"):
-        path = tmp_path / name
-        path.write_text(path.read_text().replace(missing, "<other>"))
+    checkpoint = without(tmp_path / "ckpt", missing, "<other>")
     with pytest.raises(ValueError, match=f"not that of a Lumina-mGPT 2.0 checkpoint: it .*{missing}"):
-        convert_original_to_diffusers(
-            tmp_path, tmp_path / "out", original_vqgan=MOVQGAN, base_size=96, family="lumina-mgpt-2"
-        )
+        convert_original_to_diffusers(checkpoint, tmp_path / "out", original_vqgan=MOVQGAN, base_size=96)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Lumina-mGPT-2.0", "names 0 codes, by '<MOVQGAN' and what follows, but the VQ model has 16384"),
+        ("any", "it has no '<s>', the `bos_token` of a pipeline. If it is of another family, pass that as `family`"),
+    ],
+)
+def test_codes_of_other_names_are_said(tmp_path, name, message):
+    checkpoint = without(tmp_path / name, "<MOVQGAN", "<VQGAN")
+    with pytest.raises(ValueError, match=message):
+        convert_original_to_diffusers(checkpoint, tmp_path / "out", original_vqgan=MOVQGAN, base_size=96)
+
+
+@pytest.mark.parametrize("name", ["Lumina-mGPT-2.0", "Lumina-mGPT-2.0-Omni"])
+def test_the_repository_of_a_tokenizer_follows_from_the_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text('{"model_type": "chameleon"}')
+    with pytest.raises(OSError, match="of Lumina-mGPT 2.0 are in the repository `Alpha-VLLM/Lumina-mGPT-2.0`"):
+        with original_as_diffusers(
+            tmp_path / name, original_vqgan=MOVQGAN, transformer=torch.nn.Identity(), local_files_only=True
+        ):
+            pass
 
 
 # The VQ model
@@ -186,6 +289,26 @@ def test_what_training_left_is_dropped(pipe_2, tmp_path, nested):
     state = {**original_vq(), "loss.discriminator.weight": torch.ones(1), "ema_decoder.conv_in.weight": torch.ones(1)}
     torch.save({"state_dict": state, "epoch": 3} if nested else state, tmp_path / "movqgan_270M.ckpt")
     assert_is_the_vq_model(load_vqvae(tmp_path), pipe_2)
+
+
+def test_unknown_tensors_are_dropped_with_one_warning(pipe_2, tmp_path, caplog):
+    unknown = ["discriminator.weight", "encoder.extra", "quantize.cluster_size", "zz"]
+    torch.save({**original_vq(), **dict.fromkeys(unknown, torch.ones(1))}, tmp_path / "movqgan_270M.ckpt")
+    logging.enable_propagation()
+    try:
+        assert_is_the_vq_model(load_vqvae(tmp_path), pipe_2)
+    finally:
+        logging.disable_propagation()
+    (warning,) = (record.message for record in caplog.records if "movqgan_270M.ckpt" in record.message)
+    assert warning.startswith("4 tensors in ") and warning.endswith(f"such as {', '.join(unknown[:3])}.")
+
+
+def test_latents_of_another_width_than_the_codebook_are_refused(tmp_path):
+    state = original_vq()
+    state["quantize.embedding.weight"] = state["quantize.embedding.weight"][:, :3].clone()
+    torch.save(state, tmp_path / "movqgan_270M.ckpt")
+    with pytest.raises(ValueError, match="`embed_dim` is equal to their `z_channels` .* but they are 3 and 4"):
+        load_vqvae(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["decoder.conv_out.weight", "decoder.up.3.attn.1.norm.conv_y.weight"])

@@ -5,27 +5,23 @@ The demo in a real browser: Debian's chromium, driven by playwright. Without the
 `LUMINA_MGPT_SCREENSHOTS` names a folder for pictures of the pages.
 """
 
-import asyncio
 import json
 import os
-import runpy
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
-from omni import img2img_from
 from serving_helpers import photo, same, seeded
 
 from lumina_mgpt_diffusers import LuminaMGPTImg2ImgPipeline, LuminaMGPTInpaintPipeline
-from lumina_mgpt_diffusers.serving import EngineHost, QueueFullError
+from lumina_mgpt_diffusers.serving import EngineHost
 
 
-gradio = pytest.importorskip("gradio")
+pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -114,7 +110,7 @@ def settings_of(page, element: str) -> dict:
     return json.loads(text)
 
 
-def set_seed(page, seed: int, tab: str = "") -> None:
+def set_seed(page, seed: int) -> None:
     page.get_by_label("Another seed every time").locator("visible=true").first.uncheck()
     page.locator("input[aria-label='Seed']").locator("visible=true").first.fill(str(seed))
 
@@ -231,34 +227,6 @@ def test_a_task_before_and_after(open_page, trained_pipe, tmp_path):
     shoot(page, "history")
 
 
-def call(demo: gradio.Blocks, name: str, *arguments) -> list[tuple]:
-    """What a function of the page yields."""
-    (function,) = [own.fn for own in demo.fns.values() if own.api_name == name]
-
-    async def values() -> list[tuple]:
-        return [value async for value in function(*arguments)]
-
-    # In a thread of its own, since an event loop for the browser runs in this one.
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(lambda: asyncio.run(values())).result()
-
-
-def test_of_two_panels_the_result_is_shown(pipe_2):
-    from lumina_mgpt_diffusers.serving.demo import build_demo
-    from lumina_mgpt_diffusers.serving.demo.history import History
-
-    history = History()
-    with EngineHost(pipe_2, num_draft_tokens=0) as host:
-        values = call(build_demo(host), "run_task", photo(), "depth", "a cat", 3, False, history, *[None] * 5)
-    assert all(before.size == after.size == (96, 96) for (before, after), *_ in values) and len(values) > 3
-    expected = img2img_from(pipe_2)("a cat", photo(), "depth", generator=seeded(3), result_only=True).images[0]
-    (before, after), path, text, *_ = values[-1]
-    assert same(after, expected) and same(PIL.Image.open(path), expected) and same(before, photo())
-    settings = json.loads(text)
-    assert settings["result_only"] and settings["height"] == 192
-    assert [result.path for result in history.results] == [path]
-
-
 def test_inpainting(open_page, host, trained_pipe, tmp_path, monkeypatch):
     started = []
     start = host.start
@@ -325,23 +293,6 @@ def test_a_chat_with_images_in_and_out(open_page, tmp_path):
     page.locator("#chat-box .submit-button").wait_for()
 
 
-def test_a_chat_goes_on_after_the_queue_was_full(host, monkeypatch):
-    from lumina_mgpt_diffusers.serving.demo import build_demo
-    from lumina_mgpt_diffusers.serving.demo.chat_tab import Conversation
-
-    def refuse(*args, **kwargs):
-        raise QueueFullError(1.0)
-
-    demo, state = build_demo(host), Conversation()
-    arguments = ({"text": "Hello, who are you?", "files": []}, state, 30, 0.0, None, 0, False)
-    with monkeypatch.context() as patch, pytest.raises(gradio.Error, match="Too many requests"):
-        patch.setattr(host, "start", refuse)
-        call(demo, "chat", *arguments)
-    call(demo, "chat", *arguments)
-    assert [message["role"] for message in state.messages] == ["user", "assistant"]
-    assert state.messages[-1]["content"]
-
-
 @pytest.mark.parametrize("tab", ["Image", "Tasks", "Inpaint", "Chat", "History"])
 def test_the_width_of_a_phone(open_page, tab):
     page = open_page(390, 844)
@@ -370,15 +321,3 @@ def test_where_things_are(open_page):
         run = "#run" if name == "task" else "#inpaint-run"
         seed = page.locator("input[aria-label='Seed']").locator("visible=true").first.bounding_box()["y"]
         assert top_of(page, run) < top_of(page, f"#{name}-slider") < seed
-
-
-def test_the_space(monkeypatch, saved_folder, random_pipe):
-    monkeypatch.setenv("MODEL", str(saved_folder))
-    monkeypatch.setenv("SECONDS_PER_CODE", "2")  # so slow that not all sizes can be had
-    space = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "space" / "app.py"))
-    assert isinstance(space["demo"], gradio.Blocks)
-    height, width = space["size_of"]("1:1", 96, 16)
-    assert (height, width) == (64, 64) and space["size_of"]("9:16", 768, 16) == (96, 32)
-    *grown, (image, seed) = space["generate"]("a cat", "1:1", 5, False)
-    assert seed == 5 and same(image, random_pipe("a cat", height=64, width=64, generator=seeded(5)).images[0])
-    assert space["seconds_for"]("a cat", "1:1", 5, False) <= 60

@@ -11,6 +11,7 @@ import torch
 from conftest import copy_of
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt import engine as engine_module
 from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine, as_slice
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation
 from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar, Request
@@ -425,23 +426,64 @@ def test_other_numbers_of_rows_begin_with_what_is_fastest_for_them():
     assert [tuner.choose(load) for load in (2, 4, 64, 2)] == [16, 8, 2, 16]
 
 
-def test_a_call_goes_on_with_what_an_earlier_one_measured(trained_pipe):
-    def call(pipe, **options) -> WindowTuner:
-        pipe("a cat", height=64, width=64, output_type="latent", num_draft_tokens="auto", **options)
-        (tuner,) = pipe._kept_tuners.values()
-        return tuner
+def test_only_the_last_numbers_of_tokens_are_known():
+    times = ForwardTimes()
+    for tokens in range(1, 200):
+        times.observe(tokens, 1.0 if tokens < 100 else 2.0)
+    assert len(times) == times.most_sizes and times.of(1) == times.of(150) == 2.0
 
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_what_the_caller_does_between_steps_is_not_their_time(bench, monkeypatch, lag):
+    now = [0.0]
+    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setitem(engine_module.FRONTIER_LAG, "cpu", lag)
+    forward = type(bench.pipe.transformer).forward
+
+    def take_a_second(self, *args, **kwargs):
+        now[0] += 1
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(bench.pipe.transformer), "forward", take_a_second)
+    engine, observed = bench.engine("auto"), []
+    monkeypatch.setattr(engine.tuner, "observe", lambda window, seconds, number: observed.append(seconds))
+    rows = [engine.submit(bench.request((0, size, 4.0, 50, 1))) for size in ((64, 64), (96, 96))]
+    num_steps = 0
+    while not engine.is_idle:
+        engine.step()
+        num_steps += 1
+        now[0] += 100
+        if num_steps % 3 == 0:
+            engine.settle()
+            now[0] += 100
+        engine.codes(rows[0])
+    engine.read()
+    assert len(observed) == num_steps and sum(observed) == num_steps and min(observed) >= 0
+
+
+def test_a_call_goes_on_with_what_one_of_its_kind_measured(trained_pipe):
     pipe = copy_of(trained_pipe)
-    tuner = call(pipe)
-    assert call(pipe) is tuner and len(tuner._times) > 1
-    pipe("a cat", height=64, width=64, output_type="latent", num_draft_tokens=3)
-    stream = pipe.stream("a cat", output_type="latent", num_draft_tokens="auto")
+
+    def call(**options) -> list[WindowTuner]:
+        pipe("a cat", **{"height": 64, "width": 64, "output_type": "latent", "num_draft_tokens": "auto", **options})
+        return [*pipe._kept_tuners[pipe.transformer].values()]
+
+    (first,) = call()
+    assert len(first._times) > 1
+    assert call() == call(num_draft_tokens=3) == [first]
+    assert call(guidance_scale=1.0)[0] == first and len(call(height=96)) == 3
+    stream = pipe.stream("a cat", height=64, width=64, output_type="latent", num_draft_tokens="auto")
     next(stream)
-    assert call(pipe) is not tuner  # which is in use
+    assert first not in call()  # which is in use
     list(stream)
-    assert call(pipe) is tuner
+    assert first in call()
     with torch.autocast("cpu", torch.bfloat16):
-        assert call(pipe) is not tuner
+        assert len(call()) == 4
+    for top_k in range(2, 20):
+        tuners = call(height=32, width=32, top_k=top_k)
+    assert len(tuners) == 16
+    pipe.transformer = copy_of(trained_pipe).transformer
+    assert len(call()) == 1
 
 
 @pytest.mark.parametrize("indices", [[0], [3], [0, 1, 2], [0, 2, 4], [1, 4]])

@@ -8,14 +8,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import FIXTURES, copy_of
+from conftest import CHECKPOINT_2, FIXTURES, copy_of
 from omni import arrays, img2img_from
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lumina_mgpt_diffusers import LuminaMGPTPipeline, LuminaMGPTScheduler
+from lumina_mgpt_diffusers import LUMINA_MGPT_2, LuminaMGPTPipeline, LuminaMGPTScheduler
+from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine
 from lumina_mgpt_diffusers.lumina_mgpt.image_encoding import encode_pixels
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_text
+from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar
+from lumina_mgpt_diffusers.lumina_mgpt.row import SampledImage
 from lumina_mgpt_diffusers.lumina_mgpt.scheduling_lumina_mgpt import SamplerSettings, SamplingPlaces, decayed_scale
+from lumina_mgpt_diffusers.lumina_mgpt.unirep import trained_sizes
+from lumina_mgpt_diffusers.original.layout import load_tokenizer
 from lumina_mgpt_diffusers.training import ConversationSource, EncodingSettings, make_trainable, pretokenize
 from lumina_mgpt_diffusers.training.data_collator import PaddedCollator
 
@@ -122,6 +127,11 @@ def test_no_token_is_added(pipe):
 # Images in and out
 
 
+def test_trained_sizes_are_the_originals():
+    for base_size, sizes in recorded("crop_size_lists.json").items():
+        assert trained_sizes(int(base_size), LUMINA_MGPT_2.grid_size) == tuple((high, wide) for wide, high in sizes)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_images_are_encoded_as_by_the_original(pipe, name):
     (codes,) = pipe.encode_image(IMAGES[name])
@@ -220,6 +230,42 @@ def test_greedy_images_in_a_batch_are_the_originals(pipe, num_draft_tokens):
         assert pipe.image_vocabulary.to_tokens(own).tolist()[3:] == run["tokens"]
 
 
+@pytest.mark.parametrize("num_draft_tokens", [0, 7])
+def test_greedy_images_of_all_tasks_and_scales_in_one_engine_are_the_originals(pipe, img2img, num_draft_tokens):
+    vocabulary = pipe.image_vocabulary
+    grammar = Grammar(vocabulary, pipe.scheduler.config.resolution)
+    engine = Engine(pipe.transformer, pipe.scheduler, grammar, torch.device("cpu"), num_draft_tokens)
+    rows = []
+    for run in RUNS.values():
+        prompt = PROMPTS[run["prompt"]]
+        settings = {"guidance_scale": run["cfg"], "top_k": 1}
+        if prompt["task"] == "t2i":
+            size = {"height": prompt["height"], "width": prompt["width"]}
+            call = pipe.prepare(prompt["text"], **size, **settings)
+        else:
+            call = img2img.prepare(**panel_arguments(run["prompt"]), **settings)
+        rows.append(engine.submit(*call.requests))
+    while not engine.is_idle:
+        engine.step()
+    for run, row in zip(RUNS.values(), rows, strict=True):
+        (codes,) = (piece.codes for piece in row.take_pieces() if isinstance(piece, SampledImage))
+        assert vocabulary.to_tokens(codes).tolist()[run.get("num_reference_tokens", 3) :] == run["tokens"], run["name"]
+
+
+def test_lists_of_images_are_drawn_as_by_themselves(pipe, img2img):
+    run = RUNS["greedy_i2i_64x128_cfg4.0_i2i_depth"]
+    golden = panel_arguments(run["prompt"])
+    both = {
+        "prompt": ["a blue cup", golden["prompt"]],
+        "image": [[PIL.Image.fromarray(IMAGES["rgb_113x157_crop"])], golden["image"]],
+    }
+    settings = {"guidance_scale": run["cfg"], "top_k": 1, "num_draft_tokens": 7, "output_type": "latent"}
+    other, drawn = img2img(**{**golden, **both}, **settings).images
+    assert pipe.image_vocabulary.to_tokens(drawn).tolist()[run["num_reference_tokens"] :] == run["tokens"]
+    (alone,) = img2img(**{**golden, "prompt": both["prompt"][0], "image": both["image"][0]}, **settings).images
+    assert torch.equal(other, alone) and not torch.equal(other, drawn)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_the_scale_decays_as_the_originals(name):
     run, prompt = RUNS[name], PROMPTS[RUNS[name]["prompt"]]
@@ -273,13 +319,14 @@ def test_rows_of_97_places(pipe_2):
 
 def test_no_tensor_holds_all_places_and_codes(pipe_2):
     pixels = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 768, 3), dtype=np.uint8))
-    largest = LargestTensor()
-    with largest:
-        pipe_2("a", height=32, width=256, num_draft_tokens=7, return_log_probs=True, output_type="pt")
+    with LargestTensor() as drawing:
+        pipe_2("a", height=64, width=256, num_draft_tokens=7, return_log_probs=True, output_type="pt")
+    # Of 256 places; a row of 32 codes keeps its logits for the drafts of the next.
+    assert 8 <= drawing.of_codes <= 64
+    with LargestTensor() as encoding:
         codes = encode_pixels(pipe_2.vqvae, pixels, torch.device("cpu"))
     assert codes.shape == (12, 96)
-    # Of 1,152 places; a row of codes keeps its logits for the drafts of the next.
-    assert largest.of_codes <= 256
+    assert encoding.of_codes <= 256  # of 1,152 places
 
 
 class LargestTensor(TorchDispatchMode):
@@ -325,7 +372,9 @@ def test_the_scale_is_constant_by_default(pipe_2):
 # Training
 
 
-def test_training_items_are_the_originals(pipe, tmp_path):
+@pytest.mark.parametrize("has_codes", [True, False])
+def test_training_items_are_the_originals(pipe, tmp_path, has_codes):
+    tokenizer = pipe.tokenizer if has_codes else load_tokenizer(CHECKPOINT_2, family="lumina-mgpt-2")
     items = recorded("training_items.json")["items"]
     records = []
     for item in items:
@@ -335,7 +384,9 @@ def test_training_items_are_the_originals(pipe, tmp_path):
         records.append({"conversations": turns, "image": [f"{name}.png" for name in item["images"]]})
     (tmp_path / "data.json").write_text(json.dumps(records))
     source = ConversationSource(tmp_path / "data.json")
-    pretokenize(source, tmp_path / "out", pipe.tokenizer, pipe.vqvae, EncodingSettings(96), progress=False)
+    config = None if has_codes else pipe.transformer.config  # which names them then
+    settings = EncodingSettings(96)
+    pretokenize(source, tmp_path / "out", tokenizer, pipe.vqvae, settings, config=config, progress=False)
     rows = datasets.load_from_disk(str(tmp_path / "out"))
     for row, item in zip(rows, items, strict=True):
         assert row["input_ids"] == item["tokens"]

@@ -16,7 +16,9 @@ def test_estimate_is_what_a_call_allocates(
 ):
     with_sampler(random_pipe, num_draft_tokens=num_drafts)
     caches = []
-    monkeypatch.setattr(type(random_pipe), "keep", lambda self, engine: caches.append(engine.cache.num_bytes))
+    monkeypatch.setattr(
+        type(random_pipe), "keep", lambda self, engine, requests: caches.append(engine.cache.num_bytes)
+    )
     random_pipe(
         prompt_token_ids=torch.arange(8910, 8950)[None],
         height=128,
@@ -80,6 +82,20 @@ def test_no_call_takes_more_than_estimated(random_pipe, with_sampler, guidance_s
     )
     taken = estimate.kv_cache + estimate.drafts + estimate.activations
     assert taken / 3 < memory.peak < taken
+
+
+def test_the_vq_model_may_have_a_type_of_its_own(pipe_2):
+    config, vqvae = pipe_2.transformer.config, pipe_2.vqvae
+    parameters = sum(parameter.numel() for parameter in vqvae.parameters())
+    settings = {"vqvae_parameters": parameters, "keeps_cache": True}
+    half, mixed, full = (
+        estimate_memory(config, 96, 96, **dtypes, **settings)
+        for dtypes in ({}, {"vqvae_dtype": torch.float32}, {"dtype": torch.float32})
+    )
+    assert mixed.weights - half.weights == 2 * parameters
+    assert (mixed.kv_cache, mixed.drafts) == (half.kv_cache, half.drafts)
+    assert mixed.activations == full.activations == 2564 * 96**2 * 4 - mixed.drafts
+    assert estimate_memory(config, 96, 96, dtype=torch.float32, vqvae_dtype=torch.float32, **settings) == full
 
 
 def test_seven_billion():

@@ -1,24 +1,33 @@
 # Copyright 2026 The lumina-mgpt-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Blocks of diffusers' modular pipelines: the same images as the pipelines, from the same folders."""
 
+import inspect
 import os
 import shutil
 import subprocess
 import sys
 
 import diffusers
+import PIL.Image
 import pytest
 import torch
 from diffusers import ModularPipeline
 from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks
 from hub_server import HubServer
+from omni import modular_from
 
-from lumina_mgpt_diffusers import LuminaMGPTAutoBlocks, LuminaMGPTImg2ImgPipeline, LuminaMGPTModularPipeline
+from lumina_mgpt_diffusers import (
+    LuminaMGPTAutoBlocks,
+    LuminaMGPTImg2ImgPipeline,
+    LuminaMGPTModularPipeline,
+    LuminaMGPTPipeline,
+)
 from lumina_mgpt_diffusers.modular import LuminaMGPTDecodeStep, LuminaMGPTSampleStep, LuminaMGPTTextToImagePrepareStep
 
 
 PROMPT = "a red fox in the snow"
 CALL = {"height": 32, "width": 64}
+GRAY = PIL.Image.new("RGB", (64, 64), "gray")
 
 WITHOUT_IMPORT = """
 import sys
@@ -38,13 +47,6 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def modular(pipe) -> LuminaMGPTModularPipeline:
-    made = LuminaMGPTAutoBlocks().init_pipeline()
-    made.update_components(**pipe.components)
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
 @pytest.fixture(scope="module")
 def expected(random_pipe) -> torch.Tensor:
     return random_pipe(PROMPT, generator=seeded(), output_type="pt", **CALL).images
@@ -53,31 +55,37 @@ def expected(random_pipe) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def modular_folder(random_pipe, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("modular") / "pipeline")
-    pipe = modular(random_pipe)
+    pipe = modular_from(random_pipe)
     pipe.save_pretrained(folder, overwrite_modular_index=True)
     pipe.blocks.save_pretrained(folder)
     return folder
 
 
 def test_text_to_image(random_pipe, expected):
-    state = modular(random_pipe)(prompt=PROMPT, generator=seeded(), output_type="pt", **CALL)
+    state = modular_from(random_pipe)(prompt=PROMPT, generator=seeded(), output_type="pt", **CALL)
     assert torch.equal(state.images, expected)
     assert state.latents.shape == (1, 2, 4)
     assert state.log_probs is None
+
+
+def test_lumina_mgpt_2(pipe_2):
+    call = {"prompt": PROMPT, "output_type": "pt", **CALL}
+    wanted = pipe_2(generator=seeded(), **call).images
+    assert torch.equal(modular_from(pipe_2)(generator=seeded(), output="images", **call), wanted)
 
 
 def test_settings_are_those_of_the_pipeline(random_pipe):
     settings = {"negative_prompt": "blurry", "guidance_scale": 3.0, "top_k": 50, "num_images_per_prompt": 2}
     settings |= {"return_log_probs": True, "output_type": "latent"}
     wanted = random_pipe([PROMPT, "a hill"], generator=seeded(), **settings, **CALL)
-    state = modular(random_pipe)(prompt=[PROMPT, "a hill"], generator=seeded(), **settings, **CALL)
+    state = modular_from(random_pipe)(prompt=[PROMPT, "a hill"], generator=seeded(), **settings, **CALL)
     assert torch.equal(state.images, wanted.images) and torch.equal(state.log_probs, wanted.log_probs)
 
 
 def test_given_codes_are_kept(random_pipe):
     codes = torch.full((1, 2, 4), -1)
     codes[:, 0] = torch.tensor([5, 6, 7, 8])
-    made = modular(random_pipe)(prompt=PROMPT, latents=codes, generator=seeded(), output="latents")
+    made = modular_from(random_pipe)(prompt=PROMPT, latents=codes, generator=seeded(), output="latents")
     assert made[0, 0].tolist() == [5, 6, 7, 8] and (made[0, 1] >= 0).all()
 
 
@@ -86,14 +94,33 @@ def test_image_to_image(random_pipe, expected):
     pipe.set_progress_bar_config(disable=True)
     call = {"image": expected, "task": "depth", "output_type": "np", **CALL}
     wanted = pipe(generator=seeded(), **call)
-    state = modular(random_pipe)(generator=seeded(), **call)
+    state = modular_from(random_pipe)(generator=seeded(), **call)
     assert (state.images == wanted.images).all()
     assert (state.arrays[0] == wanted.arrays[0]).all()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"image": GRAY, "task": "depth"},
+        {"image": GRAY, "task": "to_depth", "result_only": True},
+        {"task": "to_depth"},  # both panels are sampled
+    ],
+)
+def test_panels(pipe_2, arguments):
+    pipe = LuminaMGPTImg2ImgPipeline.from_pipe(pipe_2)
+    pipe.set_progress_bar_config(disable=True)
+    arguments |= {"prompt": "a", "height": 64, "width": 32, "output_type": "np", "return_log_probs": True}
+    wanted = pipe(generator=seeded(), **arguments)
+    state = modular_from(pipe_2)(generator=seeded(), **arguments)
+    assert (state.images == wanted.images).all() and torch.equal(state.log_probs, wanted.log_probs)
+    assert (state.arrays is None) == (wanted.arrays is None)
+    assert wanted.arrays is None or (state.arrays[0] == wanted.arrays[0]).all()
+
+
 def test_callbacks_and_the_progress_bar(random_pipe, capsys):
     seen = []
-    pipe = modular(random_pipe)
+    pipe = modular_from(random_pipe)
     pipe.set_progress_bar_config(disable=False)
     pipe(prompt=PROMPT, callback_on_step_end=lambda pipe, step, *rest: seen.append(step) or {}, **CALL)
     assert seen[-1] == 7
@@ -107,11 +134,12 @@ def test_callbacks_and_the_progress_bar(random_pipe, capsys):
         ({"prompt": PROMPT, "height": 50}, "divisible by 32"),
         ({"prompt": PROMPT, "top_k": -1}, "`top_k`"),
         ({"image": [], "prompt": PROMPT}, "`image` has to hold"),
+        ({"task": "edit", "prompt": PROMPT}, "`image` has to be given"),
     ],
 )
 def test_wrong_arguments(random_pipe, count_forwards, call, message):
     with count_forwards(random_pipe.transformer) as forwards, pytest.raises(ValueError, match=message):
-        modular(random_pipe)(**call)
+        modular_from(random_pipe)(**call)
     assert not len(forwards)
 
 
@@ -159,6 +187,16 @@ def test_a_workflow_and_what_is_documented():
     for one in (blocks, text, *text.sub_blocks.values()):
         assert all(parameter.description for parameter in one.inputs)
         assert "TODO" not in one.doc
+
+
+@pytest.mark.parametrize(
+    ("workflow", "pipeline_class"),
+    [("text2image", LuminaMGPTPipeline), ("image2image", LuminaMGPTImg2ImgPipeline)],
+)
+def test_arguments_are_those_of_the_pipelines(workflow, pipeline_class):
+    arguments = inspect.signature(pipeline_class.__call__).parameters.keys() - {"self", "return_dict"}
+    encoded = {f"{name}prompt_{kind}" for name in ("", "negative_") for kind in ("token_ids", "attention_mask")}
+    assert set(LuminaMGPTAutoBlocks().get_workflow(workflow).input_names) == arguments - encoded
 
 
 def test_from_the_folder_of_any_pipeline(saved_folder, expected):

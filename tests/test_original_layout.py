@@ -147,7 +147,6 @@ def test_it_holds_the_code_of_a_saved_pipeline(folder, saved_folder):
     assert {name: content for name, content in text_files(folder).items() if name.endswith(".py")} == code != {}
 
 
-@pytest.mark.slow
 def test_it_loads_where_the_package_was_not_imported(folder, tmp_path):
     code = (
         "import sys\n"

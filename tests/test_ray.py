@@ -188,17 +188,6 @@ def test_a_job_that_is_killed_again_and_again(cluster, undisturbed, prompts, sav
     assert images_of(folder) == undisturbed
 
 
-def test_arguments_of_replicas():
-    from lumina_mgpt_diffusers.serving.ray import Arguments
-
-    arguments = Arguments(dtype="float16", max_images="2", fetch_from="images.example,example.org")
-    assert arguments.max_images == 2 and arguments.fetch_from == ["images.example", "example.org"]
-    assert [Arguments(num_draft_tokens=one).num_draft_tokens for one in ("7", "auto")] == [7, "auto"]
-    for wrong in ({"dtype": "int8"}, {"max_pixel": 1}, {"max_slots": "many"}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            Arguments(**wrong)
-
-
 @pytest.fixture(scope="module")
 def replicas(saved_folder):
     """Two replicas of the server."""

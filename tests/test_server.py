@@ -366,6 +366,39 @@ def test_time_is_limited(trained_pipe):
         wait_until(lambda: idle(server))
 
 
+def test_most_pixels_hold_where_no_size_is_given(trained_pipe):
+    most = 64 * 64  # less than the base size squared
+    with running_server(trained_pipe, ServerLimits(max_pixels=most)) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        image = to_png(photo())
+        for request in (
+            lambda: client.images.generate(prompt="a cat"),
+            lambda: client.images.edit(image=image, prompt="Make it night."),
+            lambda: client.images.edit(image=image, mask=to_png(PIL.Image.new("L", (96, 96), 255)), prompt="a cat"),
+        ):
+            with pytest.raises(openai.BadRequestError, match="at most 4096 pixels but|at most 4096 pixels, but"):
+                request()
+        free = client.images.edit(image=image, prompt="", size="free", extra_body={"task": "depth", "seed": 1})
+        messages = [{"role": "user", "content": "Tell a story with two pictures."}]
+        told = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=60, seed=4, extra_body={"text_top_k": 3}
+        )
+        urls = [image["image_url"]["url"] for image in told.choices[0].message.images]
+        for data in (free.data[0].b64_json, *(url.partition(",")[2] for url in urls)):
+            width, height = from_base64(data).size
+            assert width * height <= most
+
+
+def test_bodies_of_all_together_are_limited(trained_pipe):
+    with running_server(trained_pipe, ServerLimits(max_buffered_bytes=1000)) as server:
+        url = f"{server.url}/v1/images/generations"
+        for _ in range(2):  # what was refused is not counted on
+            answer = httpx.post(url, json={"prompt": "a" * 1000})
+            assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["error"]["code"] == "too_many_bytes"
+        assert httpx.post(url, json={"prompt": "a" * 800, "size": "32x32"}).status_code == 200
+
+
 def test_a_server_that_ends_finishes_what_runs(trained_pipe):
     with running_server(trained_pipe) as server, ThreadPoolExecutor() as pool:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
@@ -389,6 +422,8 @@ def test_a_key(trained_pipe):
         missing = httpx.post(f"{server.url}/v1/images/generations", json={"prompt": "a cat"})
         assert missing.status_code == 401 and missing.json()["error"]["code"] == "invalid_api_key"
         assert httpx.get(f"{server.url}/health").status_code == 200
+        for page in ("docs", "redoc", "openapi.json"):
+            assert httpx.get(f"{server.url}/{page}").status_code == 404
 
 
 def test_an_empty_key_is_refused(server):

@@ -153,6 +153,13 @@ def test_limits_and_reasons(server, fields, param):
     assert answer.status_code == 400 and error["param"] == param and error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_length_of_a_chat_is_limited(server, name):
+    body = {"messages": [{"role": "user", "content": "a"}], name: LIMITS.max_tokens + 1}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "max_tokens"
+
+
 def test_images_that_are_none_or_too_large(server):
     for data, reason in ((hostile.bomb(), "pixels"), (b"<svg/>", "image"), (to_png(photo())[:300], "cannot be read")):
         answer = httpx.post(f"{server.url}/v1/images/edits", files={"image": data}, data={"task": "depth"})

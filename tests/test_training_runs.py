@@ -211,7 +211,9 @@ def test_sft_trainer_takes_the_data_as_it_is(finished, saved_folder, tmp_path):
 def test_the_image_head_of_a_chameleon_is_zeroed(saved_folder):
     pipe = LuminaMGPTPipeline.from_pretrained(saved_folder)
     codes = pipe.image_vocabulary.code_ids
+    pipe.transformer.config.mask_image_logits = True
     zero_image_head(pipe)
+    assert not pipe.transformer.config.mask_image_logits
     rows = pipe.transformer.lm_head.weight.abs().sum(dim=1)
     assert not rows[codes].any()
     others = torch.ones(len(rows), dtype=torch.bool)

@@ -8,8 +8,8 @@ set -euo pipefail
 WORK=pocket_work  # the recipes name it too; make it a link to put it elsewhere
 PYTHON=${PYTHON:-python}
 VQ_STEPS=${VQ_STEPS:-16500}
-STAGES=${STAGES:-96:40000 128:190000}  # base size, and scenes of text to image
-TASKS=${TASKS:-segmentation:8000 depth:8000 normal:4000 detection:8000 control:8000 edit:15000 question:20000
+STAGES=${STAGES:-96:40000 128:270000}  # base size, and scenes of text to image
+TASKS=${TASKS:-segmentation:16000 depth:8000 normal:4000 detection:16000 control:14000 edit:30000 question:20000
     conversation:6000 caption:8000}  # with samples of each
 NUM_PROCESSES=${NUM_PROCESSES:-2}  # of the last and longest training
 POCKET=examples/pocket

@@ -90,11 +90,14 @@ def build() -> gr.Blocks:
 pipe = load()
 if DEDICATED:
     from lumina_mgpt_diffusers.serving import EngineHost
-    from lumina_mgpt_diffusers.serving.demo import build_demo
+    from lumina_mgpt_diffusers.serving.demo import build_demo, launch
 
     demo = build_demo(EngineHost(pipe))
 else:
     demo = build()
 
 if __name__ == "__main__":
-    demo.queue().launch()
+    if DEDICATED:
+        launch(demo, "0.0.0.0")
+    else:
+        demo.queue().launch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -23,12 +23,16 @@ from lumina_mgpt_diffusers import (
     LuminaMGPTConversation,
     LuminaMGPTImg2ImgPipeline,
     LuminaMGPTPipeline,
-    LuminaMGPTStreamOutput,
+    LuminaMGPTScheduler,
 )
+from lumina_mgpt_diffusers.lumina_mgpt.calls import ImageCall
 from lumina_mgpt_diffusers.lumina_mgpt.families import families
 
 
 CATEGORY = "Lumina-mGPT"
+
+# What the loader shows where the files of a checkpoint tell its family.
+BY_FILES = "as its files tell"
 
 # Nodes are described before there is a model.
 TASKS = list(dict.fromkeys(name for family in families().values() for name in family.tasks))
@@ -56,27 +60,52 @@ def seed_input() -> io.Input:
     return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True)
 
 
-def sampler_inputs(guidance_scale: float, temperature: float, top_k: int) -> list[io.Input]:
+def sampler_inputs() -> list[io.Input]:
+    """Settings that are the model's own unless they are set. A widget always has a value: -1 stands for None."""
+    own = " -1: the model's default."
     return [
         io.Float.Input(
             "guidance_scale",
-            default=guidance_scale,
-            min=0.0,
+            optional=True,
+            default=-1.0,
+            min=-1.0,
             max=100.0,
             step=0.1,
-            tooltip="Scale of classifier-free guidance; 1 and less turn it off.",
+            tooltip="Scale of classifier-free guidance; 0 to 1 turn it off." + own,
         ),
         io.Float.Input(
             "temperature",
-            default=temperature,
-            min=0.0,
+            optional=True,
+            default=-1.0,
+            min=-1.0,
             max=10.0,
             step=0.01,
-            tooltip="Divides the logits; 0 takes the most likely code.",
+            tooltip="Divides the logits; 0 takes the most likely code." + own,
         ),
         io.Int.Input(
-            "top_k", default=top_k, min=0, max=1 << 16, tooltip="Number of codes that may be drawn, 0 for all."
+            "top_k",
+            optional=True,
+            default=-1,
+            min=-1,
+            max=1 << 16,
+            tooltip="Number of codes that may be drawn, 0 for all." + own,
         ),
+        io.Float.Input(
+            "top_p",
+            optional=True,
+            default=-1.0,
+            min=-1.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Only the most likely codes whose probabilities add up to this may be drawn." + own,
+        ),
+    ]
+
+
+def size_inputs(default: str) -> list[io.Input]:
+    return [
+        io.Int.Input(name, optional=True, default=0, min=0, max=4096, step=32, tooltip=f"In pixels. 0: {default}.")
+        for name in ("width", "height")
     ]
 
 
@@ -117,16 +146,51 @@ class LoadLuminaMGPT(io.ComfyNode):
                 io.Boolean.Input(
                     "offload", default=False, tooltip="Keep each component on the CPU until it is needed: less memory."
                 ),
+                io.String.Input(
+                    "original_tokenizer",
+                    default="",
+                    optional=True,
+                    tooltip="Of an original checkpoint: where its tokenizer is, if it is not its family's.",
+                ),
+                io.Combo.Input(
+                    "family",
+                    options=[BY_FILES, *families()],
+                    default=BY_FILES,
+                    optional=True,
+                    tooltip="Of an original checkpoint whose files do not tell it, such as Anole's.",
+                ),
+                io.Int.Input(
+                    "base_size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Of an original checkpoint that does not state it, in pixels. 0: what it states.",
+                ),
             ],
             outputs=[ModelType.Output(display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model: str, dtype: str, offload: bool, original_vqgan: str = "") -> io.NodeOutput:
+    def execute(
+        cls,
+        model: str,
+        dtype: str,
+        offload: bool,
+        original_vqgan: str = "",
+        original_tokenizer: str = "",
+        family: str = BY_FILES,
+        base_size: int = 0,
+    ) -> io.NodeOutput:
         folders = [os.path.join(path, model) for path in folder_paths.get_folder_paths("diffusers")]
         source = next(filter(os.path.isdir, folders), model)
         pipe = LuminaMGPTPipeline.from_pretrained(
-            source, dtype=getattr(torch, dtype), original_vqgan=original_vqgan or None
+            source,
+            dtype=getattr(torch, dtype),
+            original_vqgan=original_vqgan or None,
+            original_tokenizer=original_tokenizer or None,
+            family=None if family == BY_FILES else family,
+            **({"scheduler": LuminaMGPTScheduler(resolution=base_size)} if base_size else {}),
         )
         # ComfyUI does not know what this takes, so it makes room for all of it.
         comfy.model_management.unload_all_models()
@@ -155,11 +219,10 @@ class LuminaMGPTTextToImage(io.ComfyNode):
                     optional=True,
                     tooltip="Empty: the unconditional branch sees the image alone, as in training.",
                 ),
-                io.Int.Input("width", default=768, min=32, max=4096, step=32),
-                io.Int.Input("height", default=768, min=32, max=4096, step=32),
+                *size_inputs("the model's base size"),
                 io.Int.Input("batch_size", default=1, min=1, max=64),
                 seed_input(),
-                *sampler_inputs(4.0, 1.0, 2000),
+                *sampler_inputs(),
                 preview_input(),
             ],
             outputs=[io.Image.Output(display_name="images")],
@@ -171,29 +234,32 @@ class LuminaMGPTTextToImage(io.ComfyNode):
         cls,
         model: LoadedModel,
         prompt: str,
-        width: int,
-        height: int,
         batch_size: int,
         seed: int,
-        guidance_scale: float,
-        temperature: float,
-        top_k: int,
         preview_rows: int,
         negative_prompt: str = "",
+        width: int = 0,
+        height: int = 0,
+        guidance_scale: float = -1.0,
+        temperature: float = -1.0,
+        top_k: int = -1,
+        top_p: float = -1.0,
     ) -> io.NodeOutput:
-        steps = model.as_pipeline(LuminaMGPTPipeline).stream(
+        pipe = model.as_pipeline(LuminaMGPTPipeline)
+        call = pipe.prepare(
             prompt,
             negative_prompt or None,
-            height=height,
-            width=width,
+            height=height or None,
+            width=width or None,
             num_images_per_prompt=batch_size,
             generator=torch.Generator().manual_seed(seed),
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            top_k=top_k,
+            guidance_scale=given(guidance_scale),
+            temperature=given(temperature),
+            top_k=given(top_k),
+            top_p=given(top_p),
             every=preview_rows or 1,
         )
-        return io.NodeOutput(watch(steps, cls.hidden.unique_id, preview_rows > 0))
+        return io.NodeOutput(watch(pipe, call, cls.hidden.unique_id, preview_rows > 0))
 
 
 class LuminaMGPTTask(io.ComfyNode):
@@ -208,7 +274,11 @@ class LuminaMGPTTask(io.ComfyNode):
             description="Edits an image, estimates depth, normals or poses, segments, or draws from such an image.",
             inputs=[
                 ModelType.Input("model"),
-                io.Image.Input("image"),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Without one, a task of two panels makes both, an image and its map.",
+                ),
                 io.Combo.Input("task", options=TASKS, tooltip="Models of other families have other tasks."),
                 io.String.Input(
                     "prompt",
@@ -216,6 +286,13 @@ class LuminaMGPTTask(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip="The instruction, the object to detect or the caption, for the tasks that take one.",
+                ),
+                *size_inputs("that of the image. With two panels it is that of both, one above the other"),
+                io.Boolean.Input(
+                    "result_only",
+                    default=False,
+                    optional=True,
+                    tooltip="Of a task of two panels give the lower one, the result, alone.",
                 ),
                 seed_input(),
                 preview_input(),
@@ -226,17 +303,30 @@ class LuminaMGPTTask(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: LoadedModel, image: torch.Tensor, task: str, prompt: str, seed: int, preview_rows: int
+        cls,
+        model: LoadedModel,
+        task: str,
+        prompt: str,
+        seed: int,
+        preview_rows: int,
+        image: torch.Tensor | None = None,
+        width: int = 0,
+        height: int = 0,
+        result_only: bool = False,
     ) -> io.NodeOutput:
-        images = to_pil(image)
-        steps = model.as_pipeline(LuminaMGPTImg2ImgPipeline).stream(
-            [prompt or None] * len(images),
+        images = None if image is None else to_pil(image)
+        pipe = model.as_pipeline(LuminaMGPTImg2ImgPipeline)
+        call = pipe.prepare(
+            prompt or None,
             images,
             task=task,
+            height=height or None,
+            width=width or None,
+            result_only=result_only,
             generator=torch.Generator().manual_seed(seed),
             every=preview_rows or 1,
         )
-        return io.NodeOutput(watch(steps, cls.hidden.unique_id, preview_rows > 0))
+        return io.NodeOutput(watch(pipe, call, cls.hidden.unique_id, preview_rows > 0))
 
 
 class LuminaMGPTChat(io.ComfyNode):
@@ -301,12 +391,13 @@ async def comfy_entrypoint() -> LuminaMGPTExtension:
     return LuminaMGPTExtension()
 
 
-def watch(steps: Iterator[LuminaMGPTStreamOutput], node_id: str, with_previews: bool) -> torch.Tensor:
+def watch(pipe: DiffusionPipeline, call: ImageCall, node_id: str, with_previews: bool) -> torch.Tensor:
     """
     Sample images while the node shows how far they are.
 
     Args:
-        steps (`Iterator[LuminaMGPTStreamOutput]`): The images so far, at the end the whole.
+        pipe ([`LuminaMGPTPipeline`] or [`LuminaMGPTImg2ImgPipeline`]): The pipeline.
+        call ([`ImageCall`]): What it has prepared.
         node_id (`str`): The node.
         with_previews (`bool`): Whether it shows the first image too.
 
@@ -314,14 +405,19 @@ def watch(steps: Iterator[LuminaMGPTStreamOutput], node_id: str, with_previews: 
         `torch.Tensor` of shape `(num_images, height, width, 3)`: The images.
     """
     api = ComfyAPISync()
-    with closing(steps):
+    with closing(pipe.sample(call)) as steps:
         for step in steps:
             comfy.model_management.throw_exception_if_processing_interrupted()
             num_rows = max(len(codes) for codes in step.codes)
             is_last = step.num_rows == num_rows
             preview = step.preview("pil")[0] if with_previews and not is_last else None
             api.execution.set_progress(step.num_rows, num_rows, node_id=node_id, preview_image=preview)
-    return to_comfy(step.preview("pil"))
+    return to_comfy(pipe.finish(call, step.codes).images)
+
+
+def given(setting: float) -> float | None:
+    """A setting of a widget, None where it is left to the model."""
+    return None if setting < 0 else setting
 
 
 def to_pil(images: torch.Tensor) -> list[PIL.Image.Image]:

@@ -51,6 +51,7 @@ def estimate_memory(
     num_images: int = 1,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    vqvae_dtype: torch.dtype | None = None,
     weight_bits: int | None = None,
     guidance: bool = True,
     prompt_length: int = 64,
@@ -68,6 +69,7 @@ def estimate_memory(
         height (`int`), width (`int`): Size of the images in pixels.
         num_images (`int`, defaults to 1): Images at once, prompts times images per prompt.
         dtype (`torch.dtype`, defaults to `torch.bfloat16`): Type of weights, cache and activations.
+        vqvae_dtype (`torch.dtype`, *optional*): That of the VQ model, by default `dtype`.
         weight_bits (`int`, *optional*): Bits of a weight of the decoder layers if they are quantised, such as 8.
         guidance (`bool`, defaults to `True`): Whether classifier-free guidance is on, which doubles the rows.
         prompt_length (`int`, defaults to 64): Longest prompt in tokens.
@@ -96,6 +98,7 @@ def estimate_memory(
     patch_size = family.stride if patch_size is None else patch_size
     vqvae_parameters = family.vq_parameters if vqvae_parameters is None else vqvae_parameters
     element = torch.finfo(dtype).bits // 8
+    vqvae_element = element if vqvae_dtype is None else torch.finfo(vqvae_dtype).bits // 8
     head_dim = config.hidden_size // config.num_attention_heads
     kv_size = config.num_key_value_heads * head_dim
     rows = num_images * (2 if guidance else 1)
@@ -106,7 +109,7 @@ def estimate_memory(
     layer = (attention + mlp) * (weight_bits / 8 if weight_bits else element) + norms * element
     num_matrices = 1 if config.tie_word_embeddings else 2
     embeddings = num_matrices * config.vocab_size * config.hidden_size * element
-    weights = int(config.num_hidden_layers * layer) + embeddings + vqvae_parameters * element
+    weights = int(config.num_hidden_layers * layer) + embeddings + vqvae_parameters * vqvae_element
 
     num_rows, num_columns = height // patch_size, width // patch_size
     window = MAX_WINDOW if num_draft_tokens == "auto" else max(num_draft_tokens, MAX_RUN) + 1
@@ -126,7 +129,7 @@ def estimate_memory(
     # The prompts run through once, against a mask of float attention scores for every head.
     prompt = rows * prompt_length * (per_token + 4 * config.num_attention_heads * prompt_length)
     # One image on its way to pixels (measured).
-    pixels = family.vq_values_per_pixel * height * width * element
+    pixels = family.vq_values_per_pixel * height * width * vqvae_element
     beyond = pixels - drafts - (0 if keeps_cache else kv_cache)
     return MemoryEstimate(weights, kv_cache, drafts, max(step, prompt, beyond))
 

@@ -22,7 +22,7 @@ def describe(pipe: LuminaMGPTBasePipeline) -> dict[str, Any]:
         "pipeline": type(pipe).__name__,
         "sampler": {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")},
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
-        "device": str(pipe.device),
+        "device": pipe.device.type,
         "versions": {
             "lumina-mgpt-diffusers": __version__,
             "torch": torch.__version__,

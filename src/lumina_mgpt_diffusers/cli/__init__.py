@@ -19,11 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         `SystemExit`: With 2 and a message if the arguments do not fit or a file is not what it should be.
     """
-    parser = argparse.ArgumentParser("lumina-mgpt", description="Images and text with Lumina-mGPT.")
-    parser.add_argument("--version", action="version", version=f"lumina-mgpt-diffusers {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, edit, chat, app, serve, batch, convert, memory):
-        command.add_parser(subparsers)
+    parser = build_parser()
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     try:
@@ -32,3 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"lumina-mgpt: error: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """What reads the arguments of `lumina-mgpt`."""
+    parser = argparse.ArgumentParser("lumina-mgpt", description="Images and text with Lumina-mGPT.")
+    parser.add_argument("--version", action="version", version=f"lumina-mgpt-diffusers {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (generate, edit, chat, app, serve, batch, convert, memory):
+        command.add_parser(subparsers)
+    return parser

@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     group.add_argument("--original_vqgan", help="the VQ model: folder, file or Hub id; needed")
     group.add_argument("--original_tokenizer", help="folder or Hub id of the tokenizer, if not the checkpoint's own")
     group.add_argument("--base_size", type=int, help="side of the square of the trained area; default: from the name")
-    group.add_argument("--family", choices=families(), help="which it is of; default: what the vocabulary shows")
+    group.add_argument("--family", choices=families(), help="which it is of; default: what vocabulary and name show")
     group.add_argument("--dtype", choices=DTYPES, help="of the transformer's weights; by default they keep theirs")
     parser.set_defaults(run=run)
 

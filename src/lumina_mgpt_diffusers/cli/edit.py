@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..lumina_mgpt import LuminaMGPTImg2ImgPipeline
+from ..lumina_mgpt.families import families
 from ..png import describe, save_png
 from .arguments import (
     add_model_arguments,
@@ -23,23 +24,25 @@ examples:
   lumina-mgpt edit fox.png --prompt "Make it night." --model lumina-mgpt-7b-768-omni --output night.png
   lumina-mgpt edit fox.png --task depth --model lumina-mgpt-7b-768-omni --output depth.png
 
-What an image means as numbers (depth, normals, labels) is saved beside it as `.npy`.
+What an image means as numbers (depth, normals, labels) is saved beside it as `.npy`. The tasks of the models:
 """
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    tasks = "".join(f"  {family.title}: {', '.join(family.tasks)}\n" for family in families().values() if family.tasks)
     parser = subparsers.add_parser(
         "edit",
+        aliases=["task"],
         help="images from images: editing, depth, segmentation, …",
         description="Edit an image, or get its depth, normals, segmentation, pose or detections.",
-        epilog=EXAMPLE,
+        epilog=EXAMPLE + tasks,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="file; several are for one prompt that marks each by <|image|>"
     )
     parser.add_argument("--prompt", help="instruction, object to detect or caption, for the tasks that take one")
-    parser.add_argument("--task", help="a name or a template, see the documentation; default: edit, or depth")
+    parser.add_argument("--task", help="a name of those below or a template; default: edit, or depth without a prompt")
     add_size_arguments(parser, "that of the input")
     parser.add_argument("--result_only", action="store_true", help="of two panels, leave the given one out")
     parser.add_argument("--free_size", action="store_true", help="let the model choose the size")

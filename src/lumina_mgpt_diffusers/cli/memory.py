@@ -27,6 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--width", type=int, help="in pixels; default: the model's base size")
     parser.add_argument("--num_images", type=int, default=1, help="images at once; default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+    parser.add_argument("--vqvae_dtype", choices=DTYPES, help="of the VQ model; default: as --dtype")
     parser.add_argument("--weight_bits", type=int, help="of the layers' weights, if they are quantised, such as 8")
     parser.add_argument("--no_guidance", action="store_true", help="guidance is off, which halves the rows")
     parser.add_argument("--num_draft_tokens", type=draft_tokens, default="auto", help="default: %(default)s")
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"`{name}` has to be 1 or more but is {value}.")
     settings = {
         "dtype": getattr(torch, args.dtype),
+        "vqvae_dtype": args.vqvae_dtype and getattr(torch, args.vqvae_dtype),
         "weight_bits": args.weight_bits,
         "guidance": not args.no_guidance,
         "num_draft_tokens": args.num_draft_tokens,

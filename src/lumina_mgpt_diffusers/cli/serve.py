@@ -2,15 +2,16 @@
 """`lumina-mgpt serve`: a server with OpenAI's interface."""
 
 import argparse
-import os
 from pathlib import Path
 
+from ..lumina_mgpt.validation import check_integer
 from .arguments import add_model_arguments
 from .extras import import_extra
-from .hosting import add_host_arguments, load_host, model_name
+from .hosting import API_KEY_VARIABLE, add_host_arguments, load_host, model_name, read_key
 
 
-API_KEY_VARIABLE = "LUMINA_MGPT_API_KEY"
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
+"""Those of uvicorn."""
 
 EXAMPLE = f"""\
 example:
@@ -37,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--name", help="the model's name for clients; default: that of its folder")
     parser.add_argument("--api_key_file", type=Path, help="file with the key that clients have to know")
     parser.add_argument("--max_connections", type=int, default=1000, help="default: %(default)s")
-    parser.add_argument("--log_level", default="info", help="of uvicorn; default: %(default)s")
+    parser.add_argument("--log_level", choices=LOG_LEVELS, default="info", help="default: %(default)s")
     add_limit_arguments(parser)
     add_host_arguments(parser)
     add_model_arguments(parser)
@@ -50,7 +51,12 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_images", type=int, default=8, help="default: %(default)s")
     group.add_argument("--max_tokens", type=int, default=10240, help="of an answer of a chat; default: %(default)s")
     group.add_argument("--max_body_bytes", type=int, default=32 << 20, help="default: %(default)s")
-    group.add_argument("--request_seconds", type=float, default=600, help="until it is answered; default: %(default)s")
+    group.add_argument(
+        "--request_seconds",
+        type=float,
+        default=600,
+        help="for its answer, waiting included; default: %(default)s",
+    )
     group.add_argument(
         "--fetch_from", nargs="+", default=(), metavar="HOST", help="hosts whose images clients may name by URLs"
     )
@@ -65,14 +71,8 @@ def run(args: argparse.Namespace) -> None:
         max_body_bytes=args.max_body_bytes,
         request_seconds=args.request_seconds,
     )
+    check_integer("port", args.port, least=0, most=65535)
+    check_integer("max_connections", args.max_connections, least=1)
     api_key = read_key(args.api_key_file)
     app = server.build_app(load_host(args), model_name(args), limits, api_key, args.fetch_from)
     server.run(server.server_config(app, args.address, args.port, args.max_connections, args.log_level))
-
-
-def read_key(path: Path | None) -> str | None:
-    """The key of a file or of the environment."""
-    key = os.environ.get(API_KEY_VARIABLE) if path is None else path.read_text(encoding="utf-8").strip()
-    if key is not None and not key:
-        raise ValueError("The key is empty. Leave it out to do without one.")
-    return key

@@ -84,15 +84,20 @@ def can_draw(transformer: torch.nn.Module, vocabulary: ImageVocabulary) -> bool:
     Whether a transformer can sample images: not if its logits of codes are masked, or the same for all.
 
     Args:
-        transformer ([`LuminaMGPTTransformer`]): The model, of which few weights are looked at, if they are plain.
+        transformer ([`LuminaMGPTTransformer`]):
+            The model, whose output layer is looked at, if its weights are plain: few of them, unless those are equal.
         vocabulary ([`ImageVocabulary`]): Token ids of the codes.
     """
     if getattr(transformer.config, "mask_image_logits", False):
         return False
-    weight = transformer.lm_head.weight
-    if type(weight) is not torch.nn.Parameter or weight.is_meta:
+    weight = getattr(transformer.lm_head, "weight", None)
+    if type(weight) is not torch.nn.Parameter or weight.is_meta or len(weight) < transformer.config.vocab_size:
         return True  # quantised, or not here
-    rows = weight[vocabulary.code_ids[:8].to(weight.device)]
+    # A head that was zeroed for training differs where codes were seen, which may be few.
+    return any(_differ(weight[ids.to(weight.device)]) for ids in (vocabulary.code_ids[:8], vocabulary.code_ids))
+
+
+def _differ(rows: torch.Tensor) -> bool:
     return bool((rows != rows[0]).any())
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn as nn
@@ -95,19 +96,20 @@ class Engine:
         self._is_stale = self._is_changed = False
         # Steps that the host does not know the result of, each with its window.
         self._unread: deque[tuple[HostCopy, int]] = deque()
-        self._started = self._busy = self._busy_until_read = 0.0
+        self._busy = self._busy_until_read = 0.0
+        self._busy_since: float | None = None
         self._is_compiled = is_compiled(transformer)
         self._is_recorded = self._is_compiled and device.type in COMPILED_LENGTH_STEP
         is_quantised = getattr(transformer, "hf_quantizer", None) is not None
         is_plain = not is_quantised and not any(map(is_compiled, transformer.modules()))
         shapes = ForwardShapes.for_device(device, transformer.dtype, config.batch_invariant, is_plain)
         self.tuner = None
-        if self.num_draft_tokens == "auto":
+        if self.num_draft_tokens == "auto" and shapes.window is None:
             # Short windows are other code than longer ones, once compiled.
             least = LEAST_QUERIES if self._is_compiled else 1
             sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if least <= size <= shapes.max_window]
             self.tuner = WindowTuner(sizes)
-        most = MAX_WINDOW if self.tuner is not None else max(self.num_draft_tokens, MAX_RUN) + 1
+        most = MAX_WINDOW if self.num_draft_tokens == "auto" else max(self.num_draft_tokens, MAX_RUN) + 1
         length_step = COMPILED_LENGTH_STEP[device.type] if self._is_recorded else LENGTH_STEP
         code_range = grammar.vocabulary.code_range
         max_window = min(most, shapes.max_window)
@@ -140,11 +142,6 @@ class Engine:
     @cache.setter
     def cache(self, cache: SlotCache) -> None:
         self._slots.cache = cache
-
-    @property
-    def tuner_kind(self) -> tuple:
-        """What an engine has to have in common with this one for its steps to take as long."""
-        return (id(self.transformer), *self.cache_kind, *self.tuner.windows)
 
     @property
     def cache_kind(self) -> tuple:
@@ -233,13 +230,32 @@ class Engine:
             self._arrange()
             if not self.rows:
                 return
-            self._started = time.perf_counter()
-            window = self._window()
-            if self._drafts is not None and self._batch.images:
-                self._drafts.fill(window, is_read=not self._unread)
-            self._commit(window, *self._forward(window))
-            self._busy += time.perf_counter() - self._started
+            with self._timed():
+                window = self._window()
+                if self._drafts is not None and self._batch.images:
+                    self._drafts.fill(window, is_read=not self._unread)
+                self._commit(window, *self._forward(window))
             self._finish_rows()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count the time inside as that of steps. What the caller does between them is not."""
+        if self._busy_since is not None:
+            yield
+            return
+        self._busy_since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._busy_now()
+            self._busy_since = None
+
+    def _busy_now(self) -> float:
+        """Seconds that steps have taken so far."""
+        now = time.perf_counter()
+        self._busy += now - self._busy_since
+        self._busy_since = now
+        return self._busy
 
     def _window(self) -> int:
         """How many places the next forward takes."""
@@ -384,8 +400,9 @@ class Engine:
 
     def read(self) -> None:
         """Wait until the rows know of the last step."""
-        while self._unread:
-            self._read_oldest()
+        with self._timed():
+            while self._unread:
+                self._read_oldest()
 
     def settle(self) -> None:
         """[`read`], and close the images that turn out to be done."""
@@ -412,7 +429,7 @@ class Engine:
             if run < window and not row.is_finished:
                 row.accept_token(token)
                 self._is_stale |= row.in_image or row.is_finished
-        busy = self._busy + time.perf_counter() - self._started
+        busy = self._busy_now()
         if self.tuner is not None and advanced and window in self.tuner.windows:
             self.tuner.observe(window, busy - self._busy_until_read, advanced)
         self._busy_until_read = busy

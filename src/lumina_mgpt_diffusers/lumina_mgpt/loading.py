@@ -65,7 +65,7 @@ class OriginalCheckpointMixin:
                 it has none, that of its family, such as `Alpha-VLLM/Lumina-mGPT-7B-768`.
             family (`str` or [`ModelFamily`], *optional*):
                 Which family an original checkpoint is of, see [`register_family`]; by default what its configuration
-                states as `model_family`, or the names in its vocabulary show.
+                states as `model_family`, or the names in its vocabulary or its own, as released, show.
             kwargs: All that [`~diffusers.DiffusionPipeline.from_pretrained`] takes.
 
         Raises:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import PIL.Image
@@ -23,6 +25,7 @@ from .image_encoding import ImageInput, LoadedImage, encode_images, load_images
 from .kv_cache import SlotCache
 from .loading import OriginalCheckpointMixin, with_dtype
 from .lora import LuminaMGPTLoraLoaderMixin
+from .request import Request
 from .scheduling_lumina_mgpt import LuminaMGPTScheduler
 from .transformer_lumina_mgpt import LuminaMGPTTransformer
 from .unirep import ImageVocabulary, fill_missing_codes, nearest_size, trained_sizes
@@ -35,6 +38,8 @@ logger = logging.get_logger(__name__)
 warn_once = functools.lru_cache(logger.warning)
 
 KINDS = {"transformer": LuminaMGPTTransformer, "vqvae": VQModel, "scheduler": LuminaMGPTScheduler}
+
+MOST_KEPT_TUNERS = 16
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -72,7 +77,7 @@ class LuminaMGPTBasePipeline(
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._last_call = Call()
         self._kept_caches: dict[tuple, SlotCache] = {}
-        self._kept_tuners: dict[tuple, WindowTuner] = {}
+        self._kept_tuners: WeakKeyDictionary[torch.nn.Module, dict[tuple, WindowTuner]] = WeakKeyDictionary()
 
     def register_modules(self, **components: object) -> None:
         """Add components by name, None for one that is missing. Raises a `ValueError` if they do not fit."""
@@ -161,17 +166,24 @@ class LuminaMGPTBasePipeline(
 
     kept_cache_device = "cuda"
 
-    def lend(self, engine: Engine) -> None:
-        """Give an engine the KV cache of an earlier call and what its steps took, alone until [`keep`]."""
+    def lend(self, engine: Engine, requests: Sequence[Request]) -> None:
+        """
+        Give an engine what an earlier call left, alone until [`keep`]: its KV cache and, if it was of this kind, the
+        tuner of its windows.
+        """
         engine.cache = self._kept_caches.pop(engine.cache_kind, None)
         self._kept_caches.clear()  # one of another kind is of no use, and would lie beside that of the engine
         if engine.tuner is not None:
-            engine.tuner = self._kept_tuners.pop(engine.tuner_kind, engine.tuner)
+            kept = self._kept_tuners.get(self.transformer, {})
+            engine.tuner = kept.pop(_kind_of(engine, requests), engine.tuner)
 
-    def keep(self, engine: Engine) -> None:
-        """Keep for the next call what an engine that has ended leaves."""
+    def keep(self, engine: Engine, requests: Sequence[Request]) -> None:
+        """Keep for calls to come what an engine that has ended leaves."""
         if engine.tuner is not None:
-            self._kept_tuners = {engine.tuner_kind: engine.tuner}
+            kept = self._kept_tuners.setdefault(self.transformer, {})
+            kept[_kind_of(engine, requests)] = engine.tuner
+            if len(kept) > MOST_KEPT_TUNERS:
+                kept.pop(next(iter(kept)), None)
         if engine.device.type == self.kept_cache_device and is_compiled(self.transformer) and engine.cache is not None:
             self._kept_caches = {engine.cache_kind: engine.cache}
 
@@ -187,7 +199,7 @@ class LuminaMGPTBasePipeline(
     @property
     def can_draw(self) -> bool:
         """Whether the model can sample images: not the Chameleon that was released."""
-        return not self.family.may_be_masked or can_draw(self.transformer, self.image_vocabulary)
+        return can_draw(self.transformer, self.image_vocabulary)
 
     @property
     def unconditional_context(self) -> list[int]:
@@ -310,3 +322,9 @@ def check_kind(name: str, component: object) -> None:
         if isinstance(component, SchedulerMixin):
             hint = " Codes are not denoised but sampled, so the schedulers of diffusion models do not apply."
         raise ValueError(f"`{name}` has to be a `{kind.__name__}` but is a `{type(component).__name__}`.{hint}")
+
+
+def _kind_of(engine: Engine, requests: Sequence[Request]) -> tuple:
+    """What calls have in common whose steps take about as long, and accept about as many codes."""
+    first = requests[0]
+    return (*engine.cache_kind, *engine.tuner.windows, first.size, first.settings)

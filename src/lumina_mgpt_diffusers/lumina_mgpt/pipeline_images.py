@@ -150,7 +150,7 @@ class LuminaMGPTImagePipeline(LuminaMGPTBasePipeline):
             [`LuminaMGPTStreamOutput`]: After every so many rows, if `call.every` is not None, and once at the end.
         """
         try:
-            self.lend(engine)
+            self.lend(engine, call.requests)
             num_rows = _num_rows(rows)
             with self.progress_bar(total=call.num_timesteps) as progress_bar:
                 progress_bar.update(_num_final(rows, call))
@@ -174,7 +174,7 @@ class LuminaMGPTImagePipeline(LuminaMGPTBasePipeline):
             result = LuminaMGPTStreamOutput(
                 _codes(engine, rows), _num_rows(rows), self, call.output_type, _log_probs(engine, rows)
             )
-            self.keep(engine)
+            self.keep(engine, call.requests)
             del engine  # and its KV cache, before the VQ model needs memory
             yield result
         finally:

@@ -109,7 +109,7 @@ class Answers:
 
     def _sample(self, engine: Engine) -> Iterator[tuple[int, SampledText | SampledImage]]:
         with self.pipe.progress_bar(total=sum(request.max_new_tokens for request in self.requests)) as progress_bar:
-            self.pipe.lend(engine)
+            self.pipe.lend(engine, self.requests)
             while not engine.is_idle and not self.call.interrupt:
                 engine.step()
                 for index, row in enumerate(self.rows):
@@ -121,7 +121,7 @@ class Answers:
         for index, row in enumerate(self.rows):
             engine.stop(row)
             yield from ((index, piece) for piece in row.take_pieces())
-        self.pipe.keep(engine)
+        self.pipe.keep(engine, self.requests)
 
     def draw_keys(self) -> None:
         """Give the requests the keys of their noise, from the generators of their conversations."""

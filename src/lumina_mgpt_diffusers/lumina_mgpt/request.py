@@ -54,13 +54,13 @@ class Grammar:
             allowed.remove(vocabulary.start_id)
         return cls(vocabulary, base_size, torch.tensor(sorted(allowed), device="cpu"))
 
-    def height_ids(self) -> torch.LongTensor:
+    def height_ids(self, max_pixels: int | None = None) -> torch.LongTensor:
         """Tags that may stand for the height of an image. Any of them can be followed by some width."""
-        return self._tag_ids([height for height in self._grids if self._widths(height)])
+        return self._tag_ids([height for height in self._grids if self._widths(height, max_pixels)])
 
-    def width_ids(self, height_id: int) -> torch.LongTensor:
+    def width_ids(self, height_id: int, max_pixels: int | None = None) -> torch.LongTensor:
         """Tags that may follow that of a height."""
-        return self._tag_ids(self._widths(self.vocabulary.size_tag_ids.index(height_id) + 1))
+        return self._tag_ids(self._widths(self.vocabulary.size_tag_ids.index(height_id) + 1, max_pixels))
 
     def size(self, height_id: int, width_id: int) -> tuple[int, int]:
         """`(height, width)` in pixels that two size tags say."""
@@ -71,8 +71,10 @@ class Grammar:
     def _grids(self) -> range:
         return range(1, len(self.vocabulary.size_tag_ids) + 1)
 
-    def _widths(self, height: int) -> list[int]:
+    def _widths(self, height: int, max_pixels: int | None) -> list[int]:
         cells = (self.base_size // self.vocabulary.grid_size) ** 2
+        if max_pixels is not None:
+            cells = min(cells, max_pixels // self.vocabulary.grid_size**2)
         return [
             width
             for width in self._grids
@@ -95,6 +97,7 @@ class Request:
         unconditional_context (`list[int]`):
             Token ids before an image in the unconditional branch of classifier-free guidance, none as trained.
         size (`tuple[int, int]`, *optional*): `(height, width)` in pixels that its images are forced to.
+        max_pixels (`int`, *optional*): Most pixels of a size that the model chooses, if it is to be less than trained.
         is_image (`bool`, defaults to `False`): Whether the answer is one image and nothing else.
         codes (`torch.LongTensor` of shape `(rows, columns)`, *optional*):
             With `is_image` and a `size`, the given codes, -1 where a code is to be sampled.
@@ -110,6 +113,7 @@ class Request:
     key: int = 0
     unconditional_context: Sequence[int] = ()
     size: tuple[int, int] | None = None
+    max_pixels: int | None = None
     is_image: bool = False
     codes: torch.LongTensor | None = None
     max_new_tokens: int | None = None

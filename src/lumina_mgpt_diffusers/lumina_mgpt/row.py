@@ -243,8 +243,8 @@ class Row:
         if self.phase is Phase.TEXT:
             return self.grammar.text_ids
         if self.phase is Phase.HEIGHT:
-            return self.grammar.height_ids()
-        return self.grammar.width_ids(self.tokens[-1])
+            return self.grammar.height_ids(self.request.max_pixels)
+        return self.grammar.width_ids(self.tokens[-1], self.request.max_pixels)
 
     def take_pieces(self) -> list[SampledText | SampledImage]:
         """What was sampled since the last call: text, and images that are finished."""

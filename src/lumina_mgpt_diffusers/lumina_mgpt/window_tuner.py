@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
@@ -15,8 +16,12 @@ class ForwardTimes:
     something else disturbed, and are not believed.
     """
 
+    num_steps, most_sizes = 8, 24
+    """Steps of each number of tokens that are known, and numbers of tokens, the last of both."""
+
     def __init__(self) -> None:
         self._seconds: dict[int, deque[float]] = {}
+        self._line: list[tuple[int, float]] = []
 
     def __len__(self) -> int:
         return len(self._seconds)
@@ -27,21 +32,28 @@ class ForwardTimes:
         return max(self._seconds)
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        self._seconds.setdefault(num_tokens, deque(maxlen=8)).append(seconds)
+        own = self._seconds.pop(num_tokens, None) or deque(maxlen=self.num_steps)
+        own.append(seconds)
+        self._seconds[num_tokens] = own  # the newest
+        if len(self._seconds) > self.most_sizes:
+            del self._seconds[next(iter(self._seconds))]
+        self._line = self._believed()
 
-    def of(self, num_tokens: int) -> float:
+    def _believed(self) -> list[tuple[int, float]]:
         sizes = sorted(self._seconds)
         times = [min(self._seconds[size]) for size in sizes]
         for index in reversed(range(len(sizes) - 1)):
             times[index] = min(times[index : index + 2])
         for index in range(1, len(sizes)):
             times[index] = min(times[index], times[index - 1] * sizes[index] / sizes[index - 1])
-        if len(sizes) == 1:
-            return times[0]
-        last = next((index for index, size in enumerate(sizes[1:], 1) if size >= num_tokens), len(sizes) - 1)
-        first = last - 1
-        slope = (times[last] - times[first]) / (sizes[last] - sizes[first])
-        return times[first] + slope * (num_tokens - sizes[first])
+        return list(zip(sizes, times))
+
+    def of(self, num_tokens: int) -> float:
+        if len(self._line) == 1:
+            return self._line[0][1]
+        after = bisect_left(self._line, (num_tokens,))
+        (size, seconds), (larger, longer) = self._line[min(max(after, 1), len(self._line) - 1) - 1 :][:2]
+        return seconds + (longer - seconds) / (larger - size) * (num_tokens - size)
 
 
 class WindowTuner:
@@ -50,8 +62,8 @@ class WindowTuner:
 
     What a window makes final is known of smaller ones too, and about known of the next larger one: the images that
     accept a whole window are taken to accept that. The time is known of the numbers of tokens that were tried. So two
-    windows are tried at the beginning, and from time to time one beside the best. A pipeline keeps its tuner from call
-    to call, since few steps make a small image.
+    windows are tried at the beginning, and from time to time one beside the best. Pipelines keep a tuner from call to
+    call of one kind, since few steps make a small image.
 
     Args:
         windows (`list[int]`): The windows to choose from, ascending.

@@ -10,14 +10,15 @@ that a block between two of them can change any of it.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModularPipeline, VQModel
 from diffusers.modular_pipelines import (
-    AutoPipelineBlocks,
     ComponentSpec,
+    ConditionalPipelineBlocks,
     InputParam,
     ModularPipelineBlocks,
     OutputParam,
@@ -32,6 +33,7 @@ from ..lumina_mgpt.pipeline_images import LuminaMGPTImagePipeline
 from ..lumina_mgpt.pipeline_lumina_mgpt import LuminaMGPTPipeline
 from ..lumina_mgpt.pipeline_lumina_mgpt_img2img import LuminaMGPTImg2ImgPipeline
 from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
+from ..lumina_mgpt.tasks import Task
 from ..lumina_mgpt.transformer_lumina_mgpt import LuminaMGPTTransformer
 from ..lumina_mgpt.validation import check_prompts
 from ..repository import MODEL_NAME, write_shim
@@ -59,6 +61,7 @@ SAMPLER_INPUTS = (
     "return_log_probs",
     "callback_on_step_end",
     "callback_on_step_end_tensor_inputs",
+    "num_inference_steps",
 )
 
 IMAGES = OutputParam("images", description="The images, in the form that `output_type` says.")
@@ -68,21 +71,20 @@ class LuminaMGPTStep(ModularPipelineBlocks):
     """
     One step of a pipeline.
 
-    A subclass names the components that it uses and the class of the pipeline whose step it is, and does it in `run`.
+    A subclass names the class of the pipeline whose step it is, and does it in `run`. Every step has all components:
+    which family the model is of, the transformer's configuration alone may tell.
     """
 
     model_name = MODEL_NAME
     pipeline_class: type[LuminaMGPTImagePipeline] = LuminaMGPTPipeline
-    components: tuple[str, ...] = COMPONENTS
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
-        return [ComponentSpec(name, TYPES[name]) for name in self.components]
+        return [ComponentSpec(name, TYPES[name]) for name in COMPONENTS]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        used = {name: getattr(components, name) for name in self.components}
-        pipe = self.pipeline_class(**{**dict.fromkeys(COMPONENTS), **used})
+        pipe = self.pipeline_class(**{name: getattr(components, name) for name in COMPONENTS})
         inputs = {name: getattr(block_state, name) for name in self.input_names}
         for output, value in self.run(pipe, **inputs).items():
             setattr(block_state, output, value)
@@ -105,8 +107,6 @@ class LuminaMGPTStep(ModularPipelineBlocks):
 
 class LuminaMGPTEncodePromptStep(LuminaMGPTStep):
     """Encodes prompts as the conversations that the model was trained on."""
-
-    components = ("tokenizer", "vqvae", "scheduler")
 
     @property
     def description(self) -> str:
@@ -188,7 +188,12 @@ class LuminaMGPTImg2ImgPrepareStep(LuminaMGPTPrepareStep):
     @property
     def inputs(self) -> list[InputParam]:
         names = ("prompt", "image", "task", "height", "width", "size", "negative_prompt", "crop_generator")
-        return inputs_of(self.pipeline_class, *names, *SAMPLER_INPUTS, required=("image",))
+        inputs = inputs_of(self.pipeline_class, *names, "result_only", "strength", *SAMPLER_INPUTS)
+        # A task that is given chooses this step, so that none is the default.
+        return [replace(one, default=None) if one.name == "task" else one for one in inputs]
+
+    def run(self, pipe: LuminaMGPTImg2ImgPipeline, task: str | Task | None, **inputs: Any) -> dict[str, Any]:
+        return super().run(pipe, **inputs, **({} if task is None else {"task": task}))
 
 
 class LuminaMGPTSampleStep(LuminaMGPTStep):
@@ -234,14 +239,21 @@ class LuminaMGPTDecodeStep(LuminaMGPTStep):
         return [
             InputParam("call", ImageCall, required=True, description="What was sampled."),
             InputParam("latents", torch.LongTensor, required=True, description="The VQ codes."),
+            InputParam("log_probs", torch.Tensor, description="Those of the codes."),
         ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [IMAGES]
+        return [IMAGES, OutputParam("log_probs", torch.Tensor, "Those of the codes of the images.")]
 
-    def run(self, pipe: LuminaMGPTImagePipeline, call: ImageCall, latents: torch.LongTensor) -> dict[str, Any]:
-        output = pipe.finish(call, latents)
+    def run(
+        self,
+        pipe: LuminaMGPTImagePipeline,
+        call: ImageCall,
+        latents: torch.LongTensor,
+        log_probs: torch.Tensor | None,
+    ) -> dict[str, Any]:
+        output = pipe.finish(call, latents, log_probs)
         return {name: getattr(output, name) for name in self.intermediate_output_names}
 
 
@@ -256,7 +268,8 @@ class LuminaMGPTImg2ImgDecodeStep(LuminaMGPTDecodeStep):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [IMAGES, OutputParam("arrays", description="What the images mean, of the tasks that define it.")]
+        arrays = OutputParam("arrays", description="What the images mean, of the tasks that define it.")
+        return [*super().intermediate_outputs, arrays]
 
 
 class LuminaMGPTTextToImagePrepareStep(SequentialPipelineBlocks):
@@ -271,26 +284,32 @@ class LuminaMGPTTextToImagePrepareStep(SequentialPipelineBlocks):
         return "From prompts to a request for each image."
 
 
-class LuminaMGPTAutoPrepareStep(AutoPipelineBlocks):
-    """From prompts, or from images with their prompts, to a prepared call."""
+class LuminaMGPTAutoStep(ConditionalPipelineBlocks):
+    """A step of image to image where there is an `image` or a `task`, or else of text to image."""
 
     model_name = MODEL_NAME
-    block_classes = [LuminaMGPTImg2ImgPrepareStep, LuminaMGPTTextToImagePrepareStep]
     block_names = ["image2image", "text2image"]
-    block_trigger_inputs = ["image", None]
+    block_trigger_inputs = ["image", "task"]
+    default_block_name = "text2image"
+
+    def select_block(self, image: object = None, task: object = None) -> str | None:
+        return None if image is None and task is None else "image2image"
+
+
+class LuminaMGPTAutoPrepareStep(LuminaMGPTAutoStep):
+    """From prompts, or from images with their prompts, to a prepared call."""
+
+    block_classes = [LuminaMGPTImg2ImgPrepareStep, LuminaMGPTTextToImagePrepareStep]
 
     @property
     def description(self) -> str:
-        return "From images with their prompts, if there is an `image`, or else from prompts to requests for images."
+        return "By a task, if there is an `image` or a `task`, or else from prompts to requests for images."
 
 
-class LuminaMGPTAutoDecodeStep(AutoPipelineBlocks):
+class LuminaMGPTAutoDecodeStep(LuminaMGPTAutoStep):
     """From codes to images and, of the tasks that define it, what they mean."""
 
-    model_name = MODEL_NAME
     block_classes = [LuminaMGPTImg2ImgDecodeStep, LuminaMGPTDecodeStep]
-    block_names = ["image2image", "text2image"]
-    block_trigger_inputs = ["image", None]
 
     @property
     def description(self) -> str:
@@ -299,7 +318,7 @@ class LuminaMGPTAutoDecodeStep(AutoPipelineBlocks):
 
 class LuminaMGPTAutoBlocks(SequentialPipelineBlocks):
     """
-    Text to image and, where an `image` is given, image to image by any task.
+    Text to image and, where an `image` or a `task` is given, image to image by any task.
 
     Example:
 

@@ -14,7 +14,7 @@ from ..lumina_mgpt.pipeline_base import LuminaMGPTBasePipeline
 
 
 def inputs_of(
-    pipeline_class: type[LuminaMGPTBasePipeline], *names: str, required: tuple[str, ...]
+    pipeline_class: type[LuminaMGPTBasePipeline], *names: str, required: tuple[str, ...] = ()
 ) -> list[InputParam]:
     """
     Arguments of the call of a pipeline as inputs of a block.

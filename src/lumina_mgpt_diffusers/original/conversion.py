@@ -63,8 +63,8 @@ def convert_original_to_diffusers(
             Side in pixels of the square image of the trained area, a multiple of 32; by default what the checkpoint's
             configuration or its name states, as released, else that of the family, with a warning.
         family (`str` or [`ModelFamily`], *optional*):
-            Which family it is of; by default what its configuration states or its vocabulary shows. Its name is
-            written to the configuration of the transformer.
+            Which family it is of; by default what its configuration states or its vocabulary or its own name
+            shows. Its name is written to the configuration of the transformer.
         dtype (`torch.dtype`, *optional*): Type of the transformer's weights; by default they keep theirs.
         model (`str`, defaults to `"."`):
             How the model card refers to the pipeline: the id of the repository that it is for. A card that is already
@@ -80,9 +80,10 @@ def convert_original_to_diffusers(
         `ValueError` or `OSError`: If a file is missing or is not what it should be.
     """
     content, weights = find_checkpoint(checkpoint, **hub_kwargs)
-    path = find_tokenizer(checkpoint, checkpoint_family(content, family), original_tokenizer, **hub_kwargs)
-    tokenizer = load_tokenizer(path, content, family)
-    family = checkpoint_family(content, family, tokenizer)
+    own_family = checkpoint_family(content, family, checkpoint=checkpoint)
+    path = find_tokenizer(checkpoint, own_family, original_tokenizer, **hub_kwargs)
+    tokenizer = load_tokenizer(path, content, family, checkpoint)
+    family = checkpoint_family(content, family, tokenizer, checkpoint)
     config = pipeline_config(content, tokenizer, family)
     config.dtype = dtype or config.dtype
     shards, index = plan_shards(weights, config, rows_per_head=True, dtype=dtype)

@@ -23,6 +23,7 @@ from ..lumina_mgpt.families import ModelFamily, families
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+BPE_FILES = ("vocab.json", "merges.txt", "added_tokens.json")
 
 
 class FileSource:
@@ -186,12 +187,15 @@ def find_tokenizer(
         hub_kwargs: As for [`find_checkpoint`]; `revision` is that of `checkpoint`.
 
     Returns:
-        `Path`: The folder that holds `tokenizer.json` and the files beside it.
+        `Path`: The folder that holds `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the files beside it.
 
     Raises:
         `ValueError` or `OSError`: If there is none, saying where to get it.
     """
-    accepted = "It takes a folder or a Hub id with `tokenizer.json` and `tokenizer_config.json`."
+    accepted = (
+        "It takes a folder or a Hub id with `tokenizer.json`, or `vocab.json` and `merges.txt`, and"
+        " `tokenizer_config.json`."
+    )
     if family.tokenizer_repository is not None:
         accepted += f" The released ones of {family.title} are in the repository `{family.tokenizer_repository}`."
     sources = [checkpoint, family.tokenizer_repository] if original_tokenizer is None else [original_tokenizer]
@@ -201,6 +205,9 @@ def find_tokenizer(
         )
         found = [files.find(name) for name in TOKENIZER_FILES]
         if found[0] is not None:
+            return found[0].parent
+        found = [files.find(name) for name in BPE_FILES]
+        if None not in found[:2]:
             return found[0].parent
     raise files.missing(f"`{TOKENIZER_FILES[0]}`")
 
@@ -229,11 +236,15 @@ def base_size_from_name(name: str | os.PathLike) -> int | None:
     768
     ```
     """
-    path = Path(os.path.abspath(name))
-    repositories = [part for part in path.parts if part.startswith("models--")]
-    released = (repositories or [path.name])[-1].rpartition("--")[2]
-    stated = (family.base_size_of(released) for family in families().values())
+    stated = (family.base_size_of(own_name(name)) for family in families().values())
     return next((base_size for base_size in stated if base_size is not None), None)
+
+
+def own_name(checkpoint: str | os.PathLike) -> str:
+    """The name of a checkpoint by itself: of a Hub id, a folder or a snapshot in the Hub's cache."""
+    path = Path(os.path.abspath(checkpoint))
+    repositories = [part for part in path.parts if part.startswith("models--")]
+    return (repositories or [path.name])[-1].rpartition("--")[2]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ What is written depends on the originals alone: twice the same conversion gives 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,13 @@ import torch
 from diffusers import VQModel
 from diffusers.utils import logging
 from tokenizers import Tokenizer
-from transformers import ChameleonConfig, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    ChameleonConfig,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
 from ..files import read_json, write_json
 from ..lumina_mgpt.components import states_base_size
@@ -28,7 +35,16 @@ from ..lumina_mgpt.prompts import chat_template
 from ..lumina_mgpt.scheduling_lumina_mgpt import LuminaMGPTScheduler
 from ..lumina_mgpt.weight_checks import check_config
 from ..repository import finish_folder
-from .files import TOKENIZER_FILES, base_size_from_name, elsewhere, find_checkpoint, find_tokenizer, open_weights
+from .files import (
+    BPE_FILES,
+    TOKENIZER_FILES,
+    base_size_from_name,
+    elsewhere,
+    find_checkpoint,
+    find_tokenizer,
+    open_weights,
+    own_name,
+)
 from .vqgan import ACCEPTED, load_vqvae
 
 
@@ -123,9 +139,10 @@ def original_as_diffusers(
         )
     config, weights = find_checkpoint(checkpoint, need_weights=transformer is None, **hub_kwargs)
     if tokenizer is None:
-        path = find_tokenizer(checkpoint, checkpoint_family(config, family), original_tokenizer, **hub_kwargs)
-        tokenizer = load_tokenizer(path, config, family)
-    family = checkpoint_family(config, family, tokenizer)
+        own_family = checkpoint_family(config, family, checkpoint=checkpoint)
+        path = find_tokenizer(checkpoint, own_family, original_tokenizer, **hub_kwargs)
+        tokenizer = load_tokenizer(path, config, family, checkpoint)
+    family = checkpoint_family(config, family, tokenizer, checkpoint)
     if scheduler is not None and states_base_size(scheduler):
         base_size = scheduler.config.resolution
     with TemporaryDirectory(prefix="lumina-mgpt-") as folder:
@@ -144,6 +161,7 @@ def checkpoint_family(
     config: dict[str, Any],
     family: str | ModelFamily | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> ModelFamily:
     """
     Which family an original checkpoint is of.
@@ -152,6 +170,7 @@ def checkpoint_family(
         config (`dict`): Content of its `config.json`, which may state it as `model_family` and has the vocabulary.
         family (`str` or [`ModelFamily`], *optional*): The family, if it is known.
         tokenizer ([`PreTrainedTokenizerBase`], *optional*): The tokenizer, whose names tell it as well.
+        checkpoint (`str` or `os.PathLike`, *optional*): Its folder or Hub id, which may have a released name.
 
     Raises:
         `ValueError`: If the family is not known, or `vocabulary_map` is no object.
@@ -161,36 +180,43 @@ def checkpoint_family(
         raise ValueError("`vocabulary_map` in the `config.json` of the checkpoint has to be an object.")
     if family is not None:
         return as_family(family)
-    return find_family(config, {**names, **(tokenizer.get_vocab() if tokenizer is not None else {})})
+    names = {**names, **(tokenizer.get_vocab() if tokenizer is not None else {})}
+    return find_family(config, names, "" if checkpoint is None else own_name(checkpoint))
 
 
 def load_tokenizer(
-    folder: str | os.PathLike, config: dict[str, Any] | None = None, family: str | ModelFamily | None = None
+    folder: str | os.PathLike,
+    config: dict[str, Any] | None = None,
+    family: str | ModelFamily | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> PreTrainedTokenizerFast:
     """
     Load an original tokenizer with the special tokens and the chat template of the pipeline.
 
     Args:
-        folder (`str` or `os.PathLike`): Folder that holds `tokenizer.json`.
+        folder (`str` or `os.PathLike`):
+            Folder that holds `tokenizer.json`, or else the `vocab.json` and `merges.txt` of a Qwen2 tokenizer.
         config (`dict`, *optional*): Content of the `config.json` of the checkpoint.
         family (`str` or [`ModelFamily`], *optional*): What its names are, see [`checkpoint_family`].
+        checkpoint (`str` or `os.PathLike`, *optional*): Folder or Hub id of the checkpoint.
 
     Returns:
         [`PreTrainedTokenizerFast`]: It tokenizes as the original does.
 
     Raises:
-        `ValueError`: If a file is malformed, naming it, or if the tokenizer lacks a token that it needs.
+        `ValueError`: If a file is malformed, naming it, if the tokenizer lacks a token that it needs, or if a
+            configuration names tokens that it lacks.
     """
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, BPE_FILES[0], BPE_FILES[2]):
         if (path := Path(folder, name)).is_file():
             read_json(path)
     try:
-        names = Tokenizer.from_file(str(Path(folder, TOKENIZER_FILES[0]))).get_vocab()
-        # The files name the Llama tokenizer, whose classes would install a pre-tokenizer of their own.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        names = _stated_ids(Path(folder))
+        tokenizer = _read_tokenizer(Path(folder))
     except Exception as error:  # that of the tokenizers library has no other type
         raise ValueError(f"The files of the tokenizer in {os.fspath(folder)!r} cannot be read: {error}") from error
-    family = checkpoint_family(config or {}, family, tokenizer)
+    hint = " If it is of another family, pass that as `family`." if family is None else ""
+    family = checkpoint_family(config or {}, family, tokenizer, checkpoint)
     first = family.first_token or tokenizer.bos_token or tokenizer.eos_token
     special = {
         "bos_token": first,
@@ -203,10 +229,46 @@ def load_tokenizer(
             what = f"no {name!r}" if name else "neither `bos_token` nor `eos_token` in its `tokenizer_config.json`"
             raise ValueError(
                 f"The tokenizer is not that of a {family.title} checkpoint: it has {what}, the `{kind}` of a pipeline."
+                + hint
             )
         setattr(tokenizer, kind, name)
+    names = {**((config or {}).get("vocabulary_map") or {}), **names}
+    extra = [name for name, id in tokenizer.get_vocab().items() if names.get(name) != id]
+    if extra:
+        raise ValueError(
+            f"The configuration of the tokenizer names {len(extra)} tokens that its vocabulary does not have by these"
+            f" ids, such as {', '.join(map(repr, sorted(extra)[:5]))}: they would be added past it. Remove them from"
+            " `tokenizer_config.json` and `special_tokens_map.json`, or pass the right tokenizer as"
+            " `original_tokenizer`."
+        )
     tokenizer.chat_template = chat_template(tokenizer, family)
     return tokenizer
+
+
+def _stated_ids(folder: Path) -> dict[str, int]:
+    """The vocabulary of a tokenizer, without what is added to it on loading because a configuration names it."""
+    path = folder / TOKENIZER_FILES[0]
+    if path.is_file():
+        return Tokenizer.from_file(str(path)).get_vocab()
+    ids: dict[str, int] = {}
+    for name in (BPE_FILES[0], BPE_FILES[2]):
+        if (folder / name).is_file():
+            ids |= read_json(folder / name)
+    if (folder / TOKENIZER_FILES[1]).is_file():
+        added = read_json(folder / TOKENIZER_FILES[1]).get("added_tokens_decoder", {})
+        ids |= {token["content"]: int(id) for id, token in added.items()}
+    return ids
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    if (folder / TOKENIZER_FILES[0]).is_file():
+        # The files name the Llama tokenizer, whose classes would install a pre-tokenizer of their own.
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    with TemporaryDirectory(prefix="lumina-mgpt-") as whole:
+        Qwen2Tokenizer.from_pretrained(folder).backend_tokenizer.save(str(Path(whole, TOKENIZER_FILES[0])))
+        for name in filter(lambda name: (folder / name).is_file(), TOKENIZER_FILES):
+            shutil.copy(folder / name, whole)
+        return PreTrainedTokenizerFast.from_pretrained(whole)
 
 
 def make_scheduler(

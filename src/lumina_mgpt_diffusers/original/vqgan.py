@@ -18,12 +18,15 @@ from typing import Any
 import torch
 import yaml
 from diffusers import VQModel
+from diffusers.utils import logging
 
 from ..files import read_json
 from ..lumina_mgpt.weight_checks import check_finite, check_nothing_is_wrong, check_shapes
 from .checkpoint import VQ_PREFIX
 from .files import FileSource, open_weights
 
+
+logger = logging.get_logger(__name__)
 
 ACCEPTED = (
     "It takes a folder or a Hub id with `vqgan.ckpt` and `vqgan.yaml` (also under `tokenizer/` or"
@@ -291,6 +294,13 @@ def _config_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
     shapes = {name: tensor.shape for name, tensor in state_dict.items()}
     first_convs = [name for name in shapes if re.fullmatch(r"encoder\.down\.\d+\.block\.0\.conv1\.weight", name)]
     levels = range(len(first_convs))
+    norm_type = "spatial" if "decoder.norm_out.norm_layer.weight" in shapes else "group"
+    z_channels, embed_dim = shapes["encoder.conv_out.weight"][0], shapes["quantize.embedding.weight"][1]
+    if norm_type == "spatial" and embed_dim != z_channels:
+        raise ValueError(
+            "`original_vqgan`: only MoVQGANs whose `embed_dim` is equal to their `z_channels` can be a diffusers"
+            f" `VQModel`, but they are {embed_dim} and {z_channels}."
+        )
     return _config(
         in_channels=shapes["encoder.conv_in.weight"][1],
         out_channels=shapes["decoder.conv_out.weight"][0],
@@ -298,11 +308,11 @@ def _config_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
         layers_per_block=sum(
             re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name) is not None for name in shapes
         ),
-        latent_channels=shapes["encoder.conv_out.weight"][0],
+        latent_channels=z_channels,
         num_vq_embeddings=shapes["quantize.embedding.weight"][0],
-        vq_embed_dim=shapes["quantize.embedding.weight"][1],
+        vq_embed_dim=embed_dim,
         has_attention=[f"encoder.down.{level}.attn.0.q.weight" in shapes for level in levels],
-        norm_type="spatial" if "decoder.norm_out.norm_layer.weight" in shapes else "group",
+        norm_type=norm_type,
     )
 
 
@@ -330,6 +340,13 @@ def _build(config: dict[str, Any], original: dict[str, torch.Tensor], path: Path
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"`original_vqgan`: no VQ model can be configured as for {str(path)!r}: {error}") from error
     original_names = {name: _original_name(name, len(config["block_out_channels"])) for name in vqvae.state_dict()}
+    unknown = sorted(original.keys() - set(original_names.values()))
+    if unknown and config["norm_type"] == "spatial":  # the original drops what its MoVQGAN does not have
+        logger.warning(
+            f"{len(unknown)} tensors in {str(path)!r} are not of its MoVQGAN and are left out, such as"
+            f" {', '.join(unknown[:3])}."
+        )
+        original = {name: tensor for name, tensor in original.items() if name not in unknown}
     original = {name: t.flatten(1) if _ATTENTION.search(name) else t for name, t in original.items()}
     check_shapes(
         str(path),

@@ -7,7 +7,7 @@ One engine for many callers.
 """
 
 from .host import EngineHost
-from .job import Ended, HostClosedError, Job, QueueFullError, RowsDone, Sampled, StepError
+from .job import Ended, HostClosedError, Job, QueueFullError, RowError, RowsDone, Sampled, StepError
 
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "HostClosedError",
     "Job",
     "QueueFullError",
+    "RowError",
     "RowsDone",
     "Sampled",
     "StepError",

@@ -23,11 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..files import write_json
 from ..lumina_mgpt.validation import check_integer, shown
 from ..png import describe, png_info
 from .host import EngineHost
-from .job import Job
+from .job import Job, RowError
 
 
 SETTINGS = {
@@ -125,7 +124,9 @@ class BatchJob:
             return job
         folder.mkdir(parents=True, exist_ok=True)
         num_rows = _write_prompts(folder / "prompts.parquet", rows)
-        write_json(folder / "job.json", {**own, "num_rows": num_rows})
+        # As a whole: other processes may be waiting for it.
+        written = json.dumps({**own, "num_rows": num_rows}, indent=2, sort_keys=True)
+        _write(folder / "job.json", f"{written}\n".encode())
         return cls(str(folder), num_rows=num_rows, **own)
 
     @classmethod
@@ -145,7 +146,7 @@ class BatchJob:
         return Path("images") / name[:2] / f"{name}.png"
 
     def rows(self, shard: int = 0, num_shards: int = 1) -> Iterator[dict[str, Any]]:
-        """The rows, or every so many of them from one on, without what they leave open."""
+        """The rows, or every so many of them from one on. What they leave open is None."""
         number = 0
         for batch in pq.ParquetFile(self.prompts).iter_batches(CHUNK):
             for row in batch.to_pylist():
@@ -157,6 +158,13 @@ class BatchJob:
         """The ids of the rows that are done."""
         files = sorted(self.metadata.glob("*.parquet"))
         return [id for file in files for id in pq.read_table(file, columns=["id"])["id"].to_pylist()]
+
+    def errors(self) -> Iterator[tuple[str, str]]:
+        """The ids of the rows that are done without an image, and why."""
+        for file in sorted(self.metadata.glob("*.parquet")):
+            for row in pq.read_table(file, columns=["id", "error"]).to_pylist():
+                if row["error"] is not None:
+                    yield row["id"], row["error"]
 
     def check_complete(self) -> int:
         """Number of rows that are done. Raises a `RuntimeError` unless each is there once."""
@@ -178,7 +186,7 @@ class BatchJob:
         done = {**dict.fromkeys(METADATA.names), **row, **self.settings, **own, "seed": self.seed_of(row["id"])}
         try:
             (codes,) = job.codes()
-        except ValueError as error:
+        except (ValueError, RowError) as error:
             return {**done, "error": str(error)}
         image = host.decode(codes).result()
         done |= {"height": image.height, "width": image.width}
@@ -255,11 +263,11 @@ def load_prompts(
     source: str, split: str = "train", prompt_column: str = "prompt", id_column: str = "id"
 ) -> Iterator[dict[str, Any]]:
     """
-    Rows of prompts from a file or from the Hub. It needs the package `datasets`.
+    Rows of prompts from a file, a folder or the Hub. It needs the package `datasets`.
 
     Args:
         source (`str`): A file (`.parquet`, `.jsonl`, `.json`, `.csv`, or `.txt` with a prompt on each line), or the
-            id of a dataset.
+            id of a dataset or a folder with its files.
         split (`str`, defaults to `"train"`): Which split of a dataset.
         prompt_column (`str`, defaults to `"prompt"`), id_column (`str`, defaults to `"id"`): Names of the columns.
     """

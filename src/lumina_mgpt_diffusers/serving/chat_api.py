@@ -143,6 +143,7 @@ async def complete(service: Service, request: Request, fields: ChatRequest) -> R
     seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
     job = service.host.start(
         "chat",
+        max_pixels=limits.max_pixels,
         messages=messages,
         max_new_tokens=wanted,
         height=height,

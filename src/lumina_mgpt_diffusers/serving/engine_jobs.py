@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..lumina_mgpt.engine import Engine
 from ..lumina_mgpt.request import Request
 from ..lumina_mgpt.row import Row
-from .job import Ended, Job, RowsDone, Sampled, StepError
+from .job import Ended, Job, RowError, RowsDone, Sampled, StepError
 
 
 logger = logging.getLogger("lumina_mgpt_diffusers.serving")
@@ -144,7 +144,7 @@ class EngineJobs:
         for answer in list(self.answers):
             job, row = answer.job, answer.row
             if row.error is not None:
-                job.fail(StepError(str(row.error)))
+                job.fail(RowError(str(row.error)))
                 self.counts.num_failed += self._remove(job)  # the other answers of the call too
                 continue
             if not job.is_done:

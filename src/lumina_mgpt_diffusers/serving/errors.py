@@ -22,13 +22,7 @@ logger = logging.getLogger("lumina_mgpt_diffusers.serving")
 # Messages quote what clients sent, which may be long.
 MAX_MESSAGE = 1000
 
-CODES = {
-    401: "invalid_api_key",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "body_timeout",
-    413: "body_too_large",
-}
+CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 @dataclass(eq=False)

@@ -8,13 +8,17 @@ elsewhere when it is asked again.
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import socket
+import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from .errors import ApiError
 
@@ -33,9 +37,9 @@ def fetch(url: str, hosts: Collection[str], max_bytes: int, seconds: float) -> b
 
     Args:
         url (`str`): An http or https URL.
-        hosts (`Collection[str]`): Names of hosts that it and its redirects may lead to.
+        hosts (`Collection[str]`): Names of hosts, in lower case, that it and its redirects may lead to.
         max_bytes (`int`): Longest body.
-        seconds (`float`): Time for all of it.
+        seconds (`float`): Time for all of it, but that in which the system looks up the addresses of names.
 
     Raises:
         [`ApiError`]: If it leads elsewhere, or there is no such body. It tells nothing of what is there instead.
@@ -89,29 +93,56 @@ def is_public(address: str) -> bool:
 def _get(url: str, host: str, port: int, address: str, max_bytes: int, deadline: float) -> tuple[str | None, bytes]:
     """Where a URL redirects to, or its body."""
     parts = urlsplit(url)
-    left = max(deadline - time.monotonic(), 0.01)
-    options = {"timeout": urllib3.Timeout(total=left), "retries": False, "maxsize": 1}
-    if parts.scheme == "https":
-        pool = urllib3.HTTPSConnectionPool(
-            address, port, server_hostname=host, assert_hostname=host, cert_reqs="CERT_REQUIRED", **options
-        )
-    else:
-        pool = urllib3.HTTPConnectionPool(address, port, **options)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     headers = {"Host": parts.netloc, "Accept": "image/*", "Accept-Encoding": "identity"}
+    connection = _connection(parts.scheme, host, port, address, deadline)
     try:
-        with pool, pool.urlopen("GET", path, headers=headers, redirect=False, preload_content=False) as response:
-            if response.status in (301, 302, 303, 307, 308):
-                return response.headers.get("Location", ""), b""
-            if response.status != 200:
-                raise _failure("there is no such image")
-            body = bytearray()
-            for chunk in response.stream(CHUNK, decode_content=False):
-                body += chunk
-                if len(body) > max_bytes:
-                    raise _failure(f"it has more than {max_bytes} bytes")
-                if time.monotonic() > deadline:
-                    raise _failure("it takes too long")
-            return None, bytes(body)
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise _failure("it cannot be fetched") from error
+        connection.connect()
+        with _ended_at(deadline, connection.sock):
+            connection.request("GET", path, headers=headers, preload_content=False)
+            with connection.getresponse() as response:
+                if response.status in (301, 302, 303, 307, 308):
+                    return response.headers.get("Location", ""), b""
+                if response.status != 200:
+                    raise _failure("there is no such image")
+                return None, _read(response, max_bytes, deadline)
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+        raise _failure("it takes too long" if time.monotonic() > deadline else "it cannot be fetched") from error
+    finally:
+        connection.close()
+
+
+def _connection(scheme: str, host: str, port: int, address: str, deadline: float) -> HTTPConnection:
+    timeout = max(deadline - time.monotonic(), 0.01)
+    if scheme == "http":
+        return HTTPConnection(address, port, timeout=timeout)
+    return HTTPSConnection(
+        address, port, timeout=timeout, server_hostname=host, assert_hostname=host, cert_reqs="CERT_REQUIRED"
+    )
+
+
+@contextmanager
+def _ended_at(deadline: float, connected: socket.socket) -> Iterator[None]:
+    """Ends what is read from a socket at a time, since a timeout begins anew with every byte that drips in."""
+
+    def end() -> None:
+        with suppress(OSError):
+            connected.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(deadline - time.monotonic(), end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _read(response: urllib3.HTTPResponse, max_bytes: int, deadline: float) -> bytes:
+    body = bytearray()
+    for chunk in response.stream(CHUNK, decode_content=False):
+        body += chunk
+        if len(body) > max_bytes:
+            raise _failure(f"it has more than {max_bytes} bytes")
+    if time.monotonic() > deadline:  # it may be the end that was made to it
+        raise _failure("it takes too long")
+    return bytes(body)

@@ -44,6 +44,15 @@ PIPELINES: dict[str, type[LuminaMGPTBasePipeline]] = {
 """The kinds of calls, and whose arguments they take."""
 
 
+def check_room(max_slots: object, max_waiting: object, max_length: object) -> tuple[int, int, int | None]:
+    """The numbers of a host, checked. Commands do so before they load a model."""
+    return (
+        check_integer("max_slots", max_slots, least=2),
+        check_integer("max_waiting", max_waiting, least=1),
+        None if max_length is None else check_integer("max_length", max_length, least=1),
+    )
+
+
 class EngineHost:
     r"""
     Runs the calls of many in one batch of one engine.
@@ -84,9 +93,7 @@ class EngineHost:
         pipe.check_components()
         if any(hasattr(model, "_hf_hook") for model in (pipe.transformer, pipe.vqvae)):
             raise ValueError("`pipe` has to be without offloading, whose hooks move models while others use them.")
-        self.max_slots = check_integer("max_slots", max_slots, least=2)
-        self.max_waiting = check_integer("max_waiting", max_waiting, least=1)
-        self.max_length = None if max_length is None else check_integer("max_length", max_length, least=1)
+        self.max_slots, self.max_waiting, self.max_length = check_room(max_slots, max_waiting, max_length)
         self.device = pipe._execution_device
         self.pipelines = {kind: own.from_pipe(pipe) for kind, own in PIPELINES.items()}
         for own in self.pipelines.values():
@@ -119,7 +126,14 @@ class EngineHost:
 
     # For callers
 
-    def start(self, kind: str, num_answers: int = 1, every: int | None = None, **arguments: Any) -> Job:
+    def start(
+        self,
+        kind: str,
+        num_answers: int = 1,
+        every: int | None = None,
+        max_pixels: int | None = None,
+        **arguments: Any,
+    ) -> Job:
         """
         Start a call. It waits for a place in the batch, and its arguments are checked meanwhile.
 
@@ -127,6 +141,9 @@ class EngineHost:
             kind (`str`): `"text_to_image"`, `"image_to_image"`, `"inpaint"` or `"chat"`.
             num_answers (`int`, defaults to 1): How many images or answers the call has.
             every (`int`, *optional*): Tell of an image that is being sampled after so many rows of codes.
+            max_pixels (`int`, *optional*):
+                Most pixels of an image. The model chooses sizes among those that have no more; a call whose image
+                would have more, by a size that is given or by default, fails.
             arguments: Those of the call of that pipeline, see [`PIPELINES`].
 
         Raises:
@@ -143,7 +160,7 @@ class EngineHost:
             if held and held - self.counts.num_running + num_answers > self.max_waiting:
                 raise QueueFullError(self._retry_after(held))
             self._held[job] = num_answers
-        self._worker.submit(self._prepare, job, kind, arguments)
+        self._worker.submit(self._prepare, job, kind, arguments, max_pixels)
         return job
 
     def decode(self, codes: torch.LongTensor) -> Future[PIL.Image.Image]:
@@ -189,12 +206,14 @@ class EngineHost:
 
     # In the thread of the VQ model
 
-    def _prepare(self, job: Job, kind: str, arguments: dict[str, Any]) -> None:
+    def _prepare(self, job: Job, kind: str, arguments: dict[str, Any], max_pixels: int | None) -> None:
         requests: list[Request] = []
         if not job.is_done:
             try:
                 requests = self.pipelines[kind].prepare(**arguments).requests
                 self._check_length(requests)
+                if max_pixels is not None:
+                    self._limit_pixels(requests, max_pixels)
             except Exception as error:
                 job.fail(error)
         self._tell(functools.partial(self._admit, job, requests))
@@ -209,6 +228,17 @@ class EngineHost:
                 raise ValueError(
                     f"Prompt and answer have to come to at most {self.max_length} tokens together, but these may come"
                     f" to {length}, of which {len(request.context)} are the prompt."
+                )
+
+    def _limit_pixels(self, requests: Sequence[Request], max_pixels: int) -> None:
+        grid_size = self.pipe.image_vocabulary.grid_size
+        for request in requests:
+            request.max_pixels = max_pixels
+            height, width = request.size or (grid_size, grid_size)  # the smallest, if the model is to choose
+            if height * width > max_pixels and self.pipe.can_draw:
+                raise ValueError(
+                    f"An image may be of at most {max_pixels} pixels, but this one would be of {height}x{width}"
+                    " (height x width)."
                 )
 
     # Between threads

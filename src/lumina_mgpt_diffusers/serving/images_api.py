@@ -268,6 +268,7 @@ async def _run(
         kind,
         num_answers=fields.n,
         every=1 if fields.stream else None,
+        max_pixels=limits.max_pixels,
         num_images_per_prompt=fields.n,
         generator=[torch.Generator().manual_seed(seed + index) for index in range(fields.n)],
         **arguments,

@@ -7,7 +7,7 @@ import asyncio
 import base64
 import binascii
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import PIL.Image
@@ -27,12 +27,12 @@ class InputReader:
 
     Args:
         limits ([`ServerLimits`]): The limits.
-        fetch_hosts (`Sequence[str]`): Hosts from which images of URLs are fetched.
+        fetch_hosts (`Collection[str]`): Hosts, in lower case, from which images of URLs are fetched.
     """
 
-    def __init__(self, limits: ServerLimits, fetch_hosts: Sequence[str]) -> None:
+    def __init__(self, limits: ServerLimits, fetch_hosts: Collection[str]) -> None:
         self.limits = limits
-        self._fetch_hosts = frozenset(fetch_hosts)
+        self._fetch_hosts = fetch_hosts
         self._num_images = 0
         self._num_characters = 0
 

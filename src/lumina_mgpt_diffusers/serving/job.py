@@ -36,6 +36,10 @@ class StepError(RuntimeError):
     """The engine failed in a step with this request in its batch. What waited goes on in a new engine."""
 
 
+class RowError(StepError):
+    """This request alone failed, by what the model makes of it, such as logits that are not finite."""
+
+
 @dataclass(frozen=True)
 class RowsDone:
     """
@@ -95,8 +99,8 @@ class Job:
     Iterate over it, with `for` or `async for`, to get its events. It is cancelled when the iteration ends early. Of an
     image that is being sampled only the newest rows are kept, so that a slow reader holds no more than a fast one.
 
-    Raises from the iteration what the call failed with: a `ValueError` of its arguments, [`StepError`],
-    [`HostClosedError`], or [`concurrent.futures.CancelledError`].
+    Raises from the iteration what the call failed with: a `ValueError` of its arguments, [`StepError`] or
+    [`RowError`], [`HostClosedError`], or [`concurrent.futures.CancelledError`].
     """
 
     def __init__(self, cancel: Callable[[Job], None], every: int | None) -> None:
@@ -130,7 +134,7 @@ class Job:
 
     def __iter__(self) -> Iterator[Event]:
         bell = threading.Event()
-        self._listen(bell.set)
+        self._ring = bell.set
         try:
             while True:
                 bell.clear()
@@ -150,7 +154,7 @@ class Job:
             with suppress(RuntimeError):  # a loop that has been closed
                 loop.call_soon_threadsafe(bell.set)
 
-        self._listen(ring)
+        self._ring = ring
         try:
             while True:
                 bell.clear()
@@ -194,9 +198,6 @@ class Job:
         self._ring()
 
     # The caller's side
-
-    def _listen(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
 
     def _take(self) -> tuple[list[Event], bool]:
         with self._lock:

@@ -12,13 +12,13 @@ A replica that dies loses what it was making, whose clients get an error; others
 from pathlib import Path
 from typing import Literal
 
-import torch
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, field_validator
 from ray import serve
 
-from ..cli.hosting import load_host, model_name
+from ..cli.hosting import load_host, model_name, read_key
 from ..shipped import POCKET_NAME
+from .host import check_room
 from .limits import ServerLimits
 from .server import build_app
 
@@ -43,7 +43,9 @@ class Arguments(BaseModel):
         max_slots (`int`), max_waiting (`int`), max_length (`int`): See [`EngineHost`].
         max_pixels (`int`), max_images (`int`), max_tokens (`int`), max_body_bytes (`int`): See [`ServerLimits`].
         request_seconds (`float`): See [`ServerLimits`]. A replica that is to end finishes what it runs within this.
-        api_key_file (`str`, *optional*): File with the key that clients have to know.
+        api_key_file (`str`, *optional*):
+            File with the key that clients have to know, by default that of the variable `LUMINA_MGPT_API_KEY`. The
+            command reads it, and the replicas get it from there.
         fetch_from (`list[str]`): Hosts whose images clients may name by URLs; in the command with commas between.
     """
 
@@ -69,13 +71,17 @@ class Arguments(BaseModel):
     max_tokens: int = ServerLimits.max_tokens
     max_body_bytes: int = ServerLimits.max_body_bytes
     request_seconds: float = ServerLimits.request_seconds
-    api_key_file: str | None = None
+    api_key_file: Path | None = None
     fetch_from: list[str] = []
 
     @field_validator("fetch_from", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
+
+
+def limits_of(arguments: Arguments) -> ServerLimits:
+    return ServerLimits(**{name: getattr(arguments, name) for name in LIMITS})
 
 
 @serve.ingress()
@@ -85,22 +91,21 @@ class Replica:
 
     Args:
         arguments ([`Arguments`]): Those of the command.
+        api_key (`str`, *optional*): The key that clients have to know.
     """
 
-    def __init__(self, arguments: Arguments) -> None:
+    def __init__(self, arguments: Arguments, api_key: str | None) -> None:
         self._arguments = arguments
-        # Of this machine, which need not be like that of the command.
-        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._host = load_host(arguments.model_copy(update={"device": device}))
+        self._api_key = api_key
+        self._host = load_host(arguments)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         arguments = self._arguments
-        key_file = arguments.api_key_file
         return build_app(
             self._host,
             model_name(arguments),
-            ServerLimits(**{name: getattr(arguments, name) for name in LIMITS}),
-            None if key_file is None else Path(key_file).read_text(encoding="utf-8").strip(),
+            limits_of(arguments),
+            self._api_key,
             arguments.fetch_from,
         )
 
@@ -116,7 +121,13 @@ def app(args: Arguments) -> serve.Application:
 
     Args:
         args ([`Arguments`]): What the command says.
+
+    Raises:
+        `ValueError`: If a limit is impossible or the key is empty.
     """
+    limits_of(args)
+    check_room(args.max_slots, args.max_waiting, args.max_length)
+    api_key = read_key(args.api_key_file)
     # The replica itself says 429 when its queue is full; until then Ray may send it all that it has room for.
     room = args.max_slots + args.max_waiting
     deployment = serve.deployment(
@@ -133,4 +144,4 @@ def app(args: Arguments) -> serve.Application:
         graceful_shutdown_timeout_s=args.request_seconds,
         health_check_period_s=5,
     )
-    return deployment.bind(args)
+    return deployment.bind(args, api_key)

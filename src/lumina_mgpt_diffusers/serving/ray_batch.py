@@ -17,6 +17,7 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
 from ..lumina_mgpt.pipeline_base import LuminaMGPTBasePipeline
+from ..lumina_mgpt.validation import check_integer
 from .batch_job import METADATA, BatchJob
 from .host import EngineHost
 
@@ -61,23 +62,24 @@ def run_batch(
         num_actors (`int` or `tuple[int, int]`, defaults to 1): How many actors, or the least and the most.
         num_gpus (`float`, defaults to 1), num_cpus (`float`, defaults to 1): Of each actor.
         max_slots (`int`, defaults to 32): See [`EngineHost`].
-        rows_per_task (`int`, defaults to 32): Rows that are written at once, and lost at most when an actor dies.
+        rows_per_task (`int`, defaults to 32): Rows that are written at once. Twice as many are lost at most when an
+            actor dies.
 
     Returns:
         `int`: Number of rows that are done, all of them.
 
     Raises:
+        `ValueError`: If `rows_per_task` is not a number of rows.
         `RuntimeError`: If rows are missing or there twice at the end.
     """
+    check_integer("rows_per_task", rows_per_task, least=1)
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
         id_column="id", checkpoint_path=f"{job.folder}/checkpoint", delete_checkpoint_on_success=False
     )
     try:
         if not _is_complete(job):
-            rows = ray.data.read_parquet(
-                str(job.prompts), override_num_blocks=max(-(-job.num_rows // rows_per_task), 1)
-            )
+            rows = ray.data.read_parquet(str(job.prompts), override_num_blocks=-(-job.num_rows // rows_per_task))
             done = rows.map_batches(
                 Sampler,
                 fn_constructor_args=(load, job, max_slots),

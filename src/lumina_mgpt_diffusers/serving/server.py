@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection
 from contextlib import asynccontextmanager
 
 import uvicorn
@@ -31,7 +31,7 @@ def build_app(
     model: str = "lumina-mgpt",
     limits: ServerLimits | None = None,
     api_key: str | None = None,
-    fetch_hosts: Sequence[str] = (),
+    fetch_hosts: Collection[str] = (),
 ) -> FastAPI:
     """
     The application.
@@ -40,8 +40,8 @@ def build_app(
         host ([`EngineHost`]): Runs the model. It is closed when the application ends, once it has answered.
         model (`str`, defaults to `"lumina-mgpt"`): Name of the model.
         limits ([`ServerLimits`], *optional*): What clients may do.
-        api_key (`str`, *optional*): A key that clients have to know.
-        fetch_hosts (`Sequence[str]`): Hosts from which images of URLs are fetched. By default no URL is.
+        api_key (`str`, *optional*): A key that clients have to know. With one there are no pages about the interface.
+        fetch_hosts (`Collection[str]`): Hosts from which images of URLs are fetched. By default no URL is.
 
     Raises:
         `ValueError`: If the key is empty, which every client would know.
@@ -49,7 +49,7 @@ def build_app(
     if api_key == "":
         raise ValueError("The key is empty. Leave it out to do without one.")
     limits, metrics = limits or ServerLimits(), ServerMetrics(host)
-    service = Service(host, model, limits, metrics, tuple(fetch_hosts))
+    service = Service(host, model, limits, metrics, frozenset(name.lower() for name in fetch_hosts))
     started = int(time.time())
 
     @asynccontextmanager
@@ -57,7 +57,13 @@ def build_app(
         yield
         await asyncio.to_thread(host.close)
 
-    app = FastAPI(title="Lumina-mGPT", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Lumina-mGPT",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        openapi_url="/openapi.json" if api_key is None else None,  # without it, /docs and /redoc are off too
+    )
     app.state.service = service
     app.add_middleware(Guard, limits=limits, metrics=metrics, api_key=api_key)
     for kind in (HTTPException, RequestValidationError, ValidationError, Exception):

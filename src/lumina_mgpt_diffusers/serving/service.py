@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .errors import ApiError
@@ -23,14 +23,14 @@ class Service:
         model (`str`): Its name.
         limits ([`ServerLimits`]): What clients may do.
         metrics ([`ServerMetrics`]): What is counted.
-        fetch_hosts (`Sequence[str]`): Hosts from which images of URLs are fetched.
+        fetch_hosts (`Collection[str]`): Hosts, in lower case, from which images of URLs are fetched.
     """
 
     host: EngineHost
     model: str
     limits: ServerLimits
     metrics: ServerMetrics
-    fetch_hosts: Sequence[str] = ()
+    fetch_hosts: Collection[str] = ()
 
     def reader(self) -> InputReader:
         """What reads the inputs of one request."""
@@ -43,9 +43,8 @@ class Service:
 
     def size(self, sides: tuple[int, int] | None) -> tuple[int, int]:
         """`(height, width)` of an image that is asked for, by default the base size."""
-        if sides is None:
-            return (self.host.pipe.scheduler.config.resolution,) * 2
-        if sides[0] * sides[1] > self.limits.max_pixels:
-            message = f"size: has to be of at most {self.limits.max_pixels} pixels."
+        height, width = sides or (self.host.pipe.scheduler.config.resolution,) * 2
+        if height * width > self.limits.max_pixels:
+            message = f"size: has to be of at most {self.limits.max_pixels} pixels but is {width}x{height}."
             raise ApiError(400, message, "image_too_large", "size")
-        return sides
+        return height, width

@@ -67,6 +67,7 @@ class ModelArguments:
     variant: str | None = _flag("Variant of the files, such as bf16.")
     original_vqgan: str | None = _flag("VQ model for an original checkpoint.")
     original_tokenizer: str | None = _flag("Tokenizer for an original checkpoint.")
+    family: str | None = _flag("What an original checkpoint is trained as; by default the family that it is of.")
     seed: int = _flag("Decides crops, order, dropout.", 0)
 
 

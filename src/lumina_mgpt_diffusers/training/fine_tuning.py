@@ -158,6 +158,7 @@ def zero_image_head(pipeline: LuminaMGPTPipeline) -> None:
     Args:
         pipeline ([`LuminaMGPTPipeline`]): The pipeline.
     """
+    pipeline.transformer.config.mask_image_logits = False
     with torch.no_grad():
         pipeline.transformer.lm_head.weight[pipeline.image_vocabulary.code_ids] = 0
 

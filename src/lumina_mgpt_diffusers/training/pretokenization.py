@@ -25,7 +25,7 @@ from datasets.arrow_writer import ArrowWriter
 from diffusers import VQModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import ChameleonConfig, PreTrainedTokenizerBase
 
 from ..lumina_mgpt.components import stride_of
 from ..lumina_mgpt.families import ModelFamily
@@ -74,6 +74,7 @@ def pretokenize(
     settings: EncodingSettings,
     *,
     family: ModelFamily | None = None,
+    config: ChameleonConfig | None = None,
     batch_size: int = 16,
     block_size: int = 1024,
     num_workers: int = 0,
@@ -91,6 +92,8 @@ def pretokenize(
         vqvae ([`VQModel`]): The VQ model, on the device that it runs on.
         settings ([`EncodingSettings`]): What decides the tokens of a sample.
         family ([`ModelFamily`], *optional*): What the names of the tokenizer are; by default it is found out.
+        config ([`~transformers.ChameleonConfig`], *optional*):
+            Configuration of the transformer, which has the names of the codes if the tokenizer lacks them.
         batch_size (`int`, defaults to 16): Images of one size that are encoded at once.
         block_size (`int`, defaults to 1024): Samples of a file, and what is lost at most when the run is killed.
         num_workers (`int`, defaults to 0): Processes that load and crop images, 0 for none beside this one.
@@ -110,9 +113,9 @@ def pretokenize(
     if not 0 <= shard_index < num_shards:
         raise ValueError(f"`shard_index` has to be from 0 to {num_shards - 1} but is {shard_index}.")
     folder = Path(output)
-    family = family or family_of(tokenizer)
+    family = family or family_of(tokenizer, config)
     num_codes, stride = vqvae.config.num_vq_embeddings, stride_of(vqvae)
-    vocabulary = read_vocabulary(tokenizer, num_codes, stride, family=family)
+    vocabulary = read_vocabulary(tokenizer, num_codes, stride, config, family)
     recorded = {
         "source": source.fingerprint,
         "num_samples": len(source),

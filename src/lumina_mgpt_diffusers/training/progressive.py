@@ -44,6 +44,7 @@ def fine_tune_progressively(stages: Sequence[FineTuningArguments]) -> Path:
                 variant=None,
                 original_vqgan=None,
                 original_tokenizer=None,
+                family=None,
             )
         result = fine_tune(stage)
         gc.collect()  # the model of this stage, before that of the next is loaded

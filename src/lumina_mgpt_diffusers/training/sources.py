@@ -35,7 +35,7 @@ def load_pipeline(
         components: Components to use instead of those of the pipeline.
     """
     kwargs = {"dtype": {"transformer": dtype, "default": torch.float32}, **components}
-    for name in ("revision", "variant", "original_vqgan", "original_tokenizer"):
+    for name in ("revision", "variant", "original_vqgan", "original_tokenizer", "family"):
         if getattr(arguments, name) is not None:
             kwargs[name] = getattr(arguments, name)
     if quantization != "none":
@@ -133,6 +133,7 @@ def encode_source(
         pipeline.vqvae,
         settings,
         family=pipeline.family,
+        config=pipeline.transformer.config,
         batch_size=arguments.encoding_batch_size,
         block_size=arguments.block_size,
         num_workers=arguments.preprocessing_num_workers,

@@ -92,6 +92,7 @@ def draw(
                 generator=[torch.Generator().manual_seed(seed + number) for number in range(num_images)],
             ).images
             for prompt in prompts
+            if pipeline.can_draw  # not as long as a zeroed image head has learnt nothing
         }
     finally:
         pipeline.vqvae.to(placed)

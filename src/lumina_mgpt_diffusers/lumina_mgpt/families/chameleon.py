@@ -22,9 +22,9 @@ CHAMELEON = ModelFamily(
     pad_token="<pad>",
     original_eos_token="</s>",
     guides_from_first_token=True,
-    may_be_masked=True,
     text_to_image="{prompt}",
     caption="Describe the image in detail. <|image|>",
+    released_names={r"(?i:chameleon|anole)-\d+b(?:-v[\d.]+)?(?:-hf)?": None},
     sampler={"guidance_scale": 3.0, "temperature": 0.7, "top_k": 0, "top_p": 0.9},
     card={
         "license": "other",

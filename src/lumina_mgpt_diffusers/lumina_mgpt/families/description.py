@@ -113,7 +113,7 @@ class ModelFamily:
         size_tag_token (`str`, *optional*): Name of the token that says the length of a side, with `{number}` for
             `first_size_tag` plus the number of grids, such as `"<reserved{number:05d}>"`. None where all images are
             squares of one grid, without tags: such a family is not told by the names of a vocabulary, a checkpoint of
-            it has to be stated to be one.
+            it has to be stated to be one or to have a released name.
         first_size_tag (`int`, defaults to 0): The number in the name of the tag of no grid.
         grid_size (`int`, defaults to 32): Pixels that one step of a size tag stands for.
         first_token (`str`, *optional*):
@@ -126,9 +126,6 @@ class ModelFamily:
         text_to_image (`str`): The human turn of text to image, with `{width}`, `{height}` and `{prompt}`.
         guides_from_first_token (`bool`, defaults to `False`):
             Whether the unconditional branch of guidance sees the first token of sequences before the image.
-        may_be_masked (`bool`, defaults to `False`):
-            Whether there are checkpoints that cannot draw, since the rows of their output layer that score codes are
-            masked. They are looked for before something is drawn.
         multiview (`str`, *optional*): That of views of an object, with `{num_views}` too.
         caption (`str`, *optional*): The human turn that asks for a description, with `<|image|>`.
         tasks (`dict[str, Task]`): What can be made of images, by name.
@@ -136,7 +133,7 @@ class ModelFamily:
         base_size (`int`, defaults to 768): The base size in pixels where nothing states another.
         released_names (`Mapping[str, int | None]`):
             Patterns of the names of released checkpoints, with their base size; None where the name states it, as the
-            first group of the pattern.
+            first group of the pattern, or where there is no such group.
         num_codes (`int`), stride (`int`), vq_parameters (`int`), vq_values_per_pixel (`int`):
             Of the VQ model as released, for what is asked before there is one: number of codes, pixels per code,
             number of parameters, and values in memory for each pixel while an image is decoded.
@@ -163,7 +160,6 @@ class ModelFamily:
     eos_token: str | None = None
     original_eos_token: str | None = None
     guides_from_first_token: bool = False
-    may_be_masked: bool = False
     multiview: str | None = None
     caption: str | None = None
     tasks: dict[str, Task] = field(default_factory=dict)
@@ -226,9 +222,13 @@ class ModelFamily:
         """The human turn of text to image. Its size is width first, unlike the size tags."""
         return self.text_to_image.format(width=width, height=height, prompt=prompt)
 
+    def has_released(self, name: str) -> bool:
+        """Whether a name is that of a released checkpoint."""
+        return any(re.fullmatch(pattern, name) for pattern in self.released_names)
+
     def base_size_of(self, name: str) -> int | None:
-        """The base size in pixels that the name of a released checkpoint states, None if it is none."""
+        """The base size in pixels that the name of a released checkpoint states, None if it states none."""
         for pattern, base_size in self.released_names.items():
             if stated := re.fullmatch(pattern, name):
-                return int(stated[1]) if base_size is None else base_size
+                return int(stated[1]) if base_size is None and stated.groups() else base_size
         return None

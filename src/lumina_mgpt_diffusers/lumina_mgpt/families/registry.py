@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from itertools import chain
 
 from transformers import ChameleonConfig
 
@@ -67,18 +68,22 @@ def as_family(family: str | ModelFamily) -> ModelFamily:
     return _FAMILIES[family]
 
 
-def find_family(config: ChameleonConfig | dict | None, names: Container[str] = ()) -> ModelFamily:
+def find_family(
+    config: ChameleonConfig | dict | None, names: Container[str] = (), checkpoint: str = ""
+) -> ModelFamily:
     """
-    Which family a checkpoint is of.
+    Which family a checkpoint is of: the one that is stated, else the one that its vocabulary tells, or its name where
+    vocabularies do not. Of a vocabulary that lacks something, the family is that of its codes, else that of the name,
+    else Lumina-mGPT, so that what is missing can be named.
 
     Args:
         config ([`~transformers.ChameleonConfig`] or `dict`, *optional*):
             Configuration of the transformer, which may state it as `model_family`.
         names (`Container[str]`): Names in its vocabulary.
+        checkpoint (`str`, defaults to `""`): Its name, which may be that of a released one.
 
     Returns:
-        [`ModelFamily`]: The one that is stated, else the first whose names the vocabulary has, else Lumina-mGPT, so
-        that what is missing can be named.
+        [`ModelFamily`]: Of several, the first that was made known.
 
     Raises:
         `ValueError`: If the one that is stated is not known.
@@ -86,4 +91,12 @@ def find_family(config: ChameleonConfig | dict | None, names: Container[str] = (
     stated = config.get("model_family") if isinstance(config, dict) else getattr(config, "model_family", None)
     if stated is not None:
         return as_family(stated)
-    return next((family for family in _FAMILIES.values() if family.is_in(names)), LUMINA_MGPT)
+    known = _FAMILIES.values()
+    released = [family for family in known if family.has_released(checkpoint)]
+    found = chain(
+        (family for family in released if family.size_tag_token is None and family.codes.is_in(names)),
+        (family for family in known if family.is_in(names)),
+        (family for family in known if family.codes.first_id is None and family.codes.is_in(names)),
+        released,
+    )
+    return next(found, LUMINA_MGPT)

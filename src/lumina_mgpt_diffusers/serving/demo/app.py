@@ -51,9 +51,11 @@ def build_demo(host: EngineHost, title: str = "Lumina-mGPT") -> gr.Blocks:
     with gr.Blocks(title=title, delete_cache=(60 * 60, DAY), analytics_enabled=False) as demo:
         gr.Markdown(f"# {title}")
         history = gr.State(History)
+        tabs = [add_image_tab, add_task_tab, add_inpaint_tab, add_chat_tab]
+        if not host.pipe.family.tasks:
+            tabs.remove(add_task_tab)
         with gr.Tabs():
-            finished = [add(host, history) for add in (add_image_tab, add_task_tab, add_inpaint_tab)]
-            add_chat_tab(host)
+            finished = [add(host, history) for add in tabs]
             add_history_tab(history, finished)
     # Whoever comes waits in the host, which knows how much fits.
     demo.queue(default_concurrency_limit=None, max_size=1000)

@@ -16,7 +16,7 @@ from ...lumina_mgpt.row import SampledText
 from ..host import EngineHost
 from ..job import HostClosedError, Job, RowsDone, Sampled, StepError
 from .controls import seed_controls, seed_of
-from .history import save_result
+from .history import History, save_result
 from .sampling import start
 
 
@@ -66,8 +66,8 @@ class Conversation:
             self.shown.append({"role": "assistant", "content": shown})
 
 
-def add_chat_tab(host: EngineHost) -> None:
-    """Add the tab."""
+def add_chat_tab(host: EngineHost, history: gr.State) -> Any:
+    """Add the tab. Gives the event of its box."""
     base_size = host.pipe.scheduler.config.resolution
     with gr.Tab("Chat", id="chat-tab"):
         state = gr.State(Conversation)
@@ -98,6 +98,7 @@ def add_chat_tab(host: EngineHost) -> None:
         guidance: float | None,
         seed: float | None,
         is_random: bool,
+        history: History,
     ) -> AsyncIterator[tuple]:
         if not (said["text"] or said["files"]):
             raise gr.Error("Say something first.", print_exception=False)
@@ -108,33 +109,38 @@ def add_chat_tab(host: EngineHost) -> None:
         except OSError as error:
             raise gr.Error("This image cannot be read.", print_exception=False) from error
         chosen, messages = seed_of(seed, is_random), list(state.messages)
+        own = {"max_new_tokens": int(most), "text_temperature": temperature, "guidance_scale": guidance}
         state.begin_answer()
         job = start(
             host,
             "chat",
             every=EVERY,
             messages=messages,
-            max_new_tokens=int(most),
-            text_temperature=temperature,
-            guidance_scale=guidance,
             generator=torch.Generator().manual_seed(chosen),
+            **own,
         )
-        yield state.shown, state, None, chosen
+        yield state.shown, state, None, chosen, history
+        settings = {"prompt": said["text"], "seed": chosen, **own}
         try:
-            async for part, shown in _parts(host, job, chatbot.GRADIO_CACHE):
+            async for part, shown in _parts(host, job, settings, history, chatbot.GRADIO_CACHE):
                 if part is None:  # an image that grows
-                    yield [*state.shown, {"role": "assistant", "content": shown}], gr.skip(), gr.skip(), gr.skip()
+                    growing = {"role": "assistant", "content": shown}
+                    yield [*state.shown, growing], gr.skip(), gr.skip(), gr.skip(), gr.skip()
                     continue
                 state.add(part, shown)
-                yield state.shown, state, gr.skip(), gr.skip()
+                yield state.shown, state, gr.skip(), gr.skip(), history
         except (ValueError, StepError, HostClosedError) as error:
             raise gr.Error(str(error), print_exception=False) from error
         finally:
             job.cancel()
 
-    inputs = [box, state, most, temperature, guidance, seed, is_random]
     running = box.submit(
-        answer, inputs, [chatbot, state, box, seed], concurrency_limit=None, show_progress="hidden", api_name="chat"
+        answer,
+        [box, state, most, temperature, guidance, seed, is_random, history],
+        [chatbot, state, box, seed, history],
+        concurrency_limit=None,
+        show_progress="hidden",
+        api_name="chat",
     )
     box.stop(None, cancels=[running], api_visibility="private")
     new.click(
@@ -147,10 +153,17 @@ def add_chat_tab(host: EngineHost) -> None:
     )
     chatbot.clear(Conversation, None, state, cancels=[running], show_progress="hidden", api_visibility="private")
     example.click(lambda: {"text": EXAMPLE.format(base_size), "files": []}, None, box, api_visibility="private")
+    return running
 
 
-async def _parts(host: EngineHost, job: Job, folder: str) -> AsyncIterator[tuple[TextPart | ImagePart | None, Any]]:
-    """The parts of an answer with what the page shows of them, and images that grow, which are no parts yet."""
+async def _parts(
+    host: EngineHost, job: Job, settings: dict[str, Any], history: History, folder: str
+) -> AsyncIterator[tuple[TextPart | ImagePart | None, Any]]:
+    """
+    The parts of an answer with what the page shows of them, and images that grow, which are no parts yet.
+
+    Images that are finished go into the history, with their size and the settings of the answer.
+    """
     reader = host.pipe.answer_reader()
     async for event in job:
         if isinstance(event, RowsDone):
@@ -164,7 +177,10 @@ async def _parts(host: EngineHost, job: Job, folder: str) -> AsyncIterator[tuple
                 if isinstance(part, TextPart):
                     yield part, part.text
                 elif part.image is not None:
-                    result = save_result(host, part.image, {}, folder)
+                    size = {"height": part.image.height, "width": part.image.width}
+                    result = save_result(host, part.image, {**settings, **size}, folder)
+                    if part.is_complete:
+                        history.add(result)
                     yield part, {"path": result.path}
     for part in reader.rest():
         yield part, part.text

@@ -21,8 +21,8 @@ MAX_SEED = (1 << 48) - 1
 SIDE = 96
 
 
-def size_gallery(base_size: int, grid_size: int) -> tuple[gr.Gallery, gr.State, gr.Markdown]:
-    """Pictures of the trained sizes to choose from, the `(height, width)` chosen, and a line that says it."""
+def size_gallery(base_size: int, grid_size: int) -> gr.State:
+    """Pictures of the trained sizes to choose from, and a line that says the choice. Gives its `(height, width)`."""
     sizes = trained_sizes(base_size, grid_size)
     sizes = sorted(sizes, key=lambda size: (abs(size[0] - size[1]), size))
     chosen = gr.State((base_size, base_size))
@@ -45,7 +45,7 @@ def size_gallery(base_size: int, grid_size: int) -> tuple[gr.Gallery, gr.State, 
         return sizes[event.index], _line(*sizes[event.index])
 
     gallery.select(choose, None, [chosen, line], show_progress="hidden", api_visibility="private")
-    return gallery, chosen, line
+    return chosen
 
 
 def _line(height: int, width: int) -> str:

@@ -30,7 +30,7 @@ def add_image_tab(host: EngineHost, history: gr.State) -> Any:
             with gr.Row():
                 run = gr.Button("Generate", variant="primary", elem_id="generate", min_width=100)
                 cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
-            _, size, _ = size_gallery(host.pipe.scheduler.config.resolution, host.pipe.family.grid_size)
+            size = size_gallery(host.pipe.scheduler.config.resolution, host.pipe.family.grid_size)
             number = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Images", elem_id="number")
             seed, is_random = seed_controls()
             negative = gr.Textbox(label="Negative prompt", lines=1, elem_id="negative")
