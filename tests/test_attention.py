@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import CHECKPOINT, copy_of, load_pipeline
 from diffusers.models.attention_processor import XFormersAttnProcessor
+from emulated_cuda import emulated_cuda
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.utils import logging as transformers_logging
 
@@ -33,14 +34,20 @@ class PaddedKeysBias:
     @classmethod
     def from_seqlens(cls, q_seqlen, kv_padding, kv_seqlen, *, device=None) -> "PaddedKeysBias":
         bias = cls()
-        bias.tensor = torch.full((sum(q_seqlen), kv_padding * len(kv_seqlen)), -torch.inf)
-        start = 0
-        for block, (queries, keys) in enumerate(zip(q_seqlen, kv_seqlen)):
-            for query in range(queries):
-                # A query may not see a key that is nearer to the last key than it is to the last query.
-                bias.tensor[start + query, block * kv_padding : block * kv_padding + keys - queries + query + 1] = 0
-            start += queries
+        (bias.query_length,), bias.kv_padding = set(q_seqlen), kv_padding
+        # (A tensor made of a list would make the host wait, which is not of interest here.)
+        lengths = torch.tensor(kv_seqlen, dtype=torch.int32).to(device, non_blocking=True)
+        bias.k_seqinfo = SimpleNamespace(seqlen=lengths, max_seqlen=max(kv_seqlen))
         return bias
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        lengths = self.k_seqinfo.seqlen
+        keys, queries = (torch.arange(size, device=lengths.device) for size in (self.kv_padding, self.query_length))
+        # A query may not see a key that is nearer to the last key than it is to the last query.
+        seen = keys <= (lengths[:, None, None] - self.query_length + queries[:, None])
+        is_own = torch.eye(len(lengths), device=lengths.device).bool()[:, None, :, None]
+        return torch.where(is_own & seen[:, :, None], 0.0, -torch.inf).flatten(2).flatten(0, 1)
 
 
 class Kernel:
@@ -131,6 +138,21 @@ def test_xformers_reads_the_cache_where_it_lies(pipe, kernel):
         pipe.transformer(input_ids=positions + 9, position_ids=positions, past_key_values=cache)
     assert cache.visible_length == 16
     assert cache.layers[0].keys.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("num_draft_tokens", [0, 5])
+def test_xformers_does_not_wait_for_the_device(trained_pipe, kernel, num_draft_tokens, with_sampler):
+    with_sampler(trained_pipe, num_draft_tokens=num_draft_tokens)
+    expected = codes_of(trained_pipe)
+    with emulated_cuda() as device:
+        pipe = device.move(trained_pipe)
+        pipe.transformer.set_attn_implementation("xformers")
+        assert torch.equal(codes_of(pipe).cpu(), expected)
+    waits = [sync for sync in device.syncs if sync.startswith("attention.py")]
+    assert len(waits) == 1  # for the prompts
+    assert all(isinstance(bias, PaddedKeysBias) for bias in kernel.biases)
+    # The kernels are told of no more slots than may be in use.
+    assert kernel.biases[-1].k_seqinfo.max_seqlen < kernel.biases[-1].kv_padding
 
 
 def test_xformers_at_scattered_positions(pipe, kernel):

@@ -6,10 +6,10 @@ import itertools
 import pytest
 import torch
 import torch._inductor.config
-from conftest import CHECKPOINT, TRAINED_CHECKPOINT, load_pipeline
+from conftest import CHECKPOINT, TRAINED_CHECKPOINT, copy_of, load_pipeline
 from reference import generate, load_stock, make_34b_like
 
-from lumina_mgpt_diffusers import LUMINA_MGPT, LuminaMGPTScheduler
+from lumina_mgpt_diffusers import LUMINA_MGPT, LuminaMGPTPipeline, LuminaMGPTScheduler
 from lumina_mgpt_diffusers.lumina_mgpt import engine, pipeline_base, slots
 from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation
 
@@ -271,6 +271,34 @@ def test_finished_images_leave_the_forward(
     assert lag or set(rows) == {num_branches * number for number in (4, 3, 2, 1)}
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_a_finished_image_that_is_opened_again_goes_on_from_there(trained_pipe, guidance_scale):
+    whole = codes_of(trained_pipe, PROMPTS[:2], [0, 1], guidance_scale=guidance_scale)
+    latents = torch.full_like(whole, -1)
+    latents[0, 1:] = 77
+    ends, positions = [], []
+
+    def open_again(pipe, step, timestep, kwargs):
+        codes = kwargs["latents"]
+        ends.append((codes[0] >= 0).all())
+        if ends[-1] and 77 in codes[0]:
+            codes[0, 1:] = -1
+        return {"latents": codes}
+
+    def see(module, args, kwargs):
+        if ends and ends[-1]:
+            positions.append(kwargs["position_ids"])
+
+    hook = trained_pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
+    arguments = {"latents": latents, "guidance_scale": guidance_scale, "callback_on_step_end": open_again}
+    codes = codes_of(trained_pipe, PROMPTS[:2], [0, 1], **arguments)
+    hook.remove()
+    assert torch.equal(codes, whole)
+    # It is still in the batch: nothing is fed again but the last code.
+    assert positions[0].min() >= 0 and positions[0].shape[0] == (2 if guidance_scale == 1.0 else 4)
+    assert len(ends) <= whole[0].numel() + 6
+
+
 @pytest.mark.parametrize("num_drafts", [0, 7])
 def test_a_finished_image_that_a_callback_opens_again(trained_pipe, with_sampler, count_forwards, num_drafts):
     with_sampler(trained_pipe, num_draft_tokens=num_drafts)
@@ -329,12 +357,12 @@ def test_a_kept_cache_is_one_calls_at_a_time_and_clean(trained_pipe, monkeypatch
     monkeypatch.setattr(pipeline_base, "is_compiled", lambda module: True)
     monkeypatch.setattr(type(trained_pipe), "kept_cache_device", "cpu")
     expected = codes_of(trained_pipe, PROMPTS[0], [0])
-    (cache,) = trained_pipe._kept_caches
+    (cache,) = trained_pipe._kept_caches.values()
     keys = cache.layers[0].keys
     with torch.no_grad():
         keys[:, :, 20:] = torch.nan
     assert torch.equal(codes_of(trained_pipe, PROMPTS[0], [0]), expected)
-    assert trained_pipe._kept_caches == [cache] and cache.layers[0].keys is keys
+    assert list(trained_pipe._kept_caches.values()) == [cache] and cache.layers[0].keys is keys
     # Two calls at once do not share it,
     stream = trained_pipe.stream(PROMPTS[0], output_type="latent", generator=torch.Generator().manual_seed(0))
     next(stream)
@@ -350,6 +378,52 @@ def test_a_kept_cache_is_one_calls_at_a_time_and_clean(trained_pipe, monkeypatch
     assert torch.equal(codes_of(trained_pipe, PROMPTS[0], [0]), expected)
     trained_pipe.to("cpu")
     assert not trained_pipe._kept_caches
+
+
+@pytest.fixture
+def keeping_pipe(trained_pipe, monkeypatch):
+    """A pipeline of its own that keeps its cache, as one that is compiled does on CUDA."""
+    monkeypatch.setattr(pipeline_base, "is_compiled", lambda module: True)
+    monkeypatch.setattr(LuminaMGPTPipeline, "kept_cache_device", "cpu")
+    return copy_of(trained_pipe)
+
+
+@pytest.mark.parametrize("change", ["dtype", "autocast", "transformer"])
+def test_a_kept_cache_of_another_kind_is_left(keeping_pipe, change):
+    size = {"height": 32, "width": 32}
+    codes_of(keeping_pipe, PROMPTS[0], [0], **size)
+    if change == "dtype":
+        keeping_pipe.transformer.to(torch.bfloat16)
+    elif change == "transformer":
+        config = keeping_pipe.transformer.config
+        values = {**config.to_dict(), "num_key_value_heads": config.num_key_value_heads // 2}
+        keeping_pipe.transformer = type(keeping_pipe.transformer)(type(config)(**values)).eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
+        found = codes_of(keeping_pipe, PROMPTS[0], [0], **size)
+        (kept,) = keeping_pipe._kept_caches.values()
+        keeping_pipe._kept_caches.clear()
+        assert torch.equal(found, codes_of(keeping_pipe, PROMPTS[0], [0], **size))
+    (own,) = keeping_pipe._kept_caches.values()
+    assert kept.layers[0].keys.shape == own.layers[0].keys.shape
+    assert kept.layers[0].keys.dtype == own.layers[0].keys.dtype
+
+
+def test_a_kept_cache_that_another_thread_took_is_not_there(keeping_pipe, monkeypatch):
+    class Taken(dict):
+        """As one thread sees it that was interrupted by another after it looked."""
+
+        def __bool__(self) -> bool:
+            return True
+
+    monkeypatch.setattr(keeping_pipe, "_kept_caches", Taken())
+    assert codes_of(keeping_pipe, PROMPTS[0], [0], height=32, width=32).min() >= 0
+
+
+def test_a_call_with_nothing_to_sample_keeps_the_kept_cache(keeping_pipe):
+    codes = codes_of(keeping_pipe, PROMPTS[0], [0], height=32, width=32)
+    (cache,) = keeping_pipe._kept_caches.values()
+    assert torch.equal(codes_of(keeping_pipe, PROMPTS[0], [0], latents=codes), codes)
+    assert list(keeping_pipe._kept_caches.values()) == [cache]
 
 
 def test_only_compiled_code_keeps_the_cache(trained_pipe):

@@ -195,6 +195,46 @@ def test_without_canonical_shapes_bfloat16_images_differ(wide_pipe, monkeypatch)
     assert not all(map(torch.equal, found[0] + found[1], expected + expected))
 
 
+# All that others in a batch may be doing.
+OTHERS = [(row % 4, [*SIZES, None][row % 6], (1.0, 4.0)[row % 2], 50, row) for row in range(15)]
+
+
+def sample_in_company(bench: Bench, kind: tuple, num_draft_tokens: int | str, number: int, start: int) -> list:
+    """What a request samples that enters at a step when others, one less than `number`, are under way."""
+    engine, others, company = bench.engine(num_draft_tokens), itertools.cycle(OTHERS), []
+
+    def under_way() -> list[Row]:
+        return [row for row in company if row in engine.rows and not row.is_finished]
+
+    def fill() -> None:
+        company[:] = [row for row in company if not row.is_finished]
+        company.extend(engine.submit(bench.request(next(others))) for _ in range(number - 1 - len(company)))
+
+    fill()
+    for step in itertools.count():
+        if step >= start and (start == 0 or number == 1 or under_way()):
+            break
+        engine.step()
+        fill()
+    assert len(company) == number - 1 and bool(under_way()) is (start > 0 and number > 1)
+    row = engine.submit(bench.request(kind))
+    while not row.is_finished:
+        engine.step()
+        fill()
+    return result_of(row)
+
+
+@pytest.mark.parametrize("num_draft_tokens, number, start", [(0, 2, 100), (7, 5, 7)])
+@pytest.mark.parametrize(
+    "dtype, kind", [("float32", (0, (64, 64), 4.0, 50, 7)), ("bfloat16", (1, None, 1.0, 2000, 7))]
+)
+def test_the_same_codes_beside_others_that_are_under_way(
+    bench, bfloat16_bench, dtype, kind, num_draft_tokens, number, start
+):
+    one = bench if dtype == "float32" else bfloat16_bench
+    assert sample_in_company(one, kind, num_draft_tokens, number, start) == one.alone(kind)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", [None, "inductor"])
@@ -206,20 +246,13 @@ def test_the_same_codes_in_every_company(wide_pipe, dtype, backend):
         torch._dynamo.reset()
         pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend=backend)
     bench = Bench(pipe)
-    others = [(row % 4, [*SIZES, None][row % 6], (1.0, 4.0)[row % 2], 50, row) for row in range(15)]
     companies = list(itertools.product((1.0, 4.0), (1, 50, 2000, 0), DRAFTS, (1, 2, 5, 16), (0, 7, 100)))
     share = int(os.environ.get("LUMINA_MGPT_TEST_COMPANIES", len(companies)))
     for guidance_scale, top_k, drafts, number, start in random.Random(0).sample(companies, share):
         kinds = [(index % 4, size, guidance_scale, top_k, 7) for index, size in enumerate([*SIZES, None])]
-        engine = bench.engine(drafts)
-        for kind in others[: number - 1]:
-            engine.submit(bench.request(kind))
-        for _ in range(start):
-            engine.step()
         kind = kinds[(number + start) % len(kinds)]
-        row = engine.submit(bench.request(kind))
-        run(engine)
-        assert result_of(row) == bench.alone(kind), (guidance_scale, top_k, drafts, number, start)
+        found = sample_in_company(bench, kind, drafts, number, start)
+        assert found == bench.alone(kind), (guidance_scale, top_k, drafts, number, start)
 
 
 # Windows

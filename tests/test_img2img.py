@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import CHECKPOINT
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
-from omni import arrays, img2img_from, random_runs, slow_answer, trained_runs
+from omni import arrays, chat_from, img2img_from, random_runs, slow_answer, trained_runs
 from reference import load_stock
 
 from lumina_mgpt_diffusers import (
@@ -239,6 +239,27 @@ def test_free_sizes_are_sampled_in_a_batch_as_alone(pipe):
         assert rows * columns <= 36 and max(rows, columns) <= 4 * min(rows, columns)
 
 
+@pytest.mark.parametrize("size", [{"size": "free"}, {"height": 32, "width": 32}])
+def test_a_context_is_fed_once(pipe, size):
+    positions = []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: positions.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    pipe("Redder.", image=IMAGE, guidance_scale=1.0, top_k=1, output_type="latent", **size)
+    hook.remove()
+    fed = torch.cat([one.flatten() for one in positions])
+    assert (fed < 20).sum() == 20
+
+
+def test_one_image_of_several_prompts_is_encoded_once(pipe):
+    seen = []
+    hook = pipe.vqvae.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    arguments = {"height": 32, "width": 32, "top_k": 1, "output_type": "latent"}
+    images = pipe(["Redder.", "Bluer.", "Greener."], image=IMAGE, **arguments).images
+    hook.remove()
+    assert len(images) == 3 and len(seen) == 1
+
+
 @pytest.mark.parametrize("one_generator", [False, True])
 def test_a_batch_of_different_sizes_equals_each_alone(trained_pipe, one_generator):
     pipe = img2img_from(trained_pipe, num_draft_tokens=3)
@@ -293,6 +314,20 @@ def test_random_crops(pipe):
     hook.remove()
     assert torch.equal(seen[1], seen[2])
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[3])
+
+
+def test_a_refused_call_leaves_the_generator_of_crops(pipe, trained_pipe):
+    generator = seeded(0)
+    before = generator.get_state()
+    image = PIL.Image.fromarray(IMAGES["rgb_500x40_wh_crop"])
+    for wrong in ({"height": 50}, {"top_k": -1}, {"output_type": "jpg"}, {"size": "any"}, {"negative_prompt": 3}):
+        with pytest.raises(ValueError):
+            pipe("Redder.", image=image, crop_generator=generator, **wrong)
+    chat = chat_from(trained_pipe)
+    for wrong in ({"height": 50, "width": 32}, {"top_p": 2.0}, {"output_type": "jpg"}, {"generator": 3}):
+        with pytest.raises(ValueError):
+            chat("What is it? <|image|>", images=[image], crop_generator=generator, **wrong)
+    assert torch.equal(generator.get_state(), before)
 
 
 def test_callbacks_and_interruption(pipe):

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import ChameleonConfig
 
 from lumina_mgpt_diffusers import estimate_memory, largest_batch
@@ -39,6 +42,46 @@ def test_estimate_is_what_a_call_allocates(
     modules = (random_pipe.transformer, random_pipe.vqvae)
     weights = sum(parameter.nbytes for module in modules for parameter in module.parameters())
     assert abs(estimate.weights - weights) <= 1024
+
+
+class PeakMemory(TorchDispatchMode):
+    """Most bytes of tensors at once, of those that were made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        for one in tree_leaves(result):
+            storage = one.untyped_storage() if isinstance(one, torch.Tensor) else None
+            if storage is not None and storage._cdata not in given:
+                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._storages.values()))
+        return result
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("settings", [{"top_p": 0.9, "temperature": 0.7}, {"top_k": 0, "return_log_probs": True}])
+def test_no_call_takes_more_than_estimated(random_pipe, with_sampler, guidance_scale, settings):
+    with_sampler(random_pipe, num_draft_tokens=60)
+    generator = torch.Generator().manual_seed(0)
+    size = {"height": 32, "width": 64, "guidance_scale": guidance_scale, "output_type": "latent"}
+    with PeakMemory() as memory:
+        random_pipe("a cat", generator=generator, **size, **settings)
+    estimate = estimate_memory(
+        random_pipe.transformer.config,
+        32,
+        64,
+        dtype=torch.float32,
+        guidance=guidance_scale != 1.0,
+        num_draft_tokens=60,
+    )
+    taken = estimate.kv_cache + estimate.drafts + estimate.activations
+    assert taken / 3 < memory.peak < taken
 
 
 def test_the_vq_model_may_have_a_type_of_its_own(pipe_2):

@@ -351,3 +351,12 @@ def test_callback_can_replace_the_result(random_pipe):
 
     codes = random_pipe(PROMPT, height=64, width=64, output_type="latent", callback_on_step_end=callback).images
     assert codes.abs().sum() == 0
+
+
+def test_more_tokens_than_the_model_was_trained_on_are_warned_of(random_pipe, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(pipeline_base, "warn_once", warnings.append)
+    monkeypatch.setattr(random_pipe.transformer.config, "max_position_embeddings", 60)
+    for size in (32, 96):
+        random_pipe("a cat", height=size, width=size, top_k=1, output_type="latent")
+        assert any("60 tokens (`max_position_embeddings`)" in warning for warning in warnings) is (size == 96)

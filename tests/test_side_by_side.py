@@ -10,7 +10,8 @@ from conftest import copy_of
 from omni import chat_from, img2img_from
 
 from lumina_mgpt_diffusers import LuminaMGPTConversation
-from lumina_mgpt_diffusers.lumina_mgpt import engine
+from lumina_mgpt_diffusers.lumina_mgpt import engine, slots
+from lumina_mgpt_diffusers.lumina_mgpt.evaluation import evaluating
 
 
 CALLS = [
@@ -65,6 +66,35 @@ def test_threads(trained_pipe, alone):
         thread.join()
     for own, expected in zip(found, alone):
         assert len(own) == 2 and all(torch.equal(codes, expected) for codes in own)
+
+
+def test_prompts_that_are_fed_at_once_leave_the_stance_of_the_compiler(trained_pipe, monkeypatch):
+    """They run uncompiled, the first that begins ends first."""
+    began, ended = [threading.Event(), threading.Event()], threading.Event()
+    feed, stances = slots.eager_call, []
+
+    def feed_together(module):
+        index = int(threading.current_thread().name)
+        stances.append(torch._dynamo.eval_frame._stance)
+        began[index].set()
+        assert ended.wait(20) if index else began[1].wait(20)
+        return feed(module)
+
+    def work() -> None:
+        if threading.current_thread().name == "1":
+            assert began[0].wait(20)
+        call(trained_pipe, 3, top_k=1)
+        ended.set()
+
+    monkeypatch.setattr(slots, "eager_call", feed_together)
+    before = torch._dynamo.eval_frame._stance
+    threads = [threading.Thread(target=work, name=str(index)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert began[1].is_set() and stances == [before] * len(stances)
+    assert torch._dynamo.eval_frame._stance == before
 
 
 def test_a_call_in_a_callback(trained_pipe, alone):
@@ -196,6 +226,23 @@ def test_gradient_checkpointing_and_training_mode(trained_pipe, alone):
     pipe.transformer.train()
     assert torch.equal(call(pipe, 1), alone[1])
     assert pipe.transformer.training and all(layer.training for layer in pipe.transformer.model.layers)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_training_mode_is_off_until_the_last_is_done(is_compiled):
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2).eval())
+    first, second = evaluating(model), evaluating(torch.compile(model) if is_compiled else model)
+    with second:
+        with first:
+            assert not model.training and not model[0].training
+        assert not model.training and not model[0].training
+    assert model.training and model[0].training and not model[1].training
+    first, second = evaluating(model), evaluating(model)
+    first.__enter__()
+    with second:
+        first.__exit__(None, None, None)
+        assert not model.training and not model[0].training
+    assert model.training and model[0].training and not model[1].training
 
 
 def test_a_model_that_returns_tuples(trained_pipe, alone):

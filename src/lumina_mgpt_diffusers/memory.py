@@ -14,6 +14,12 @@ from .lumina_mgpt.slots import slots_needed
 from .lumina_mgpt.windows import MAX_WINDOW
 
 
+# Values of 4 bytes for each code that sampling takes at most, which it does with top-p: the logits that top-k leaves,
+# by size, their order in int64, and what sorting takes or the probabilities and their sums; on CPUs also the noise of
+# the last places.
+SAMPLER_VALUES = 9
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """
@@ -114,11 +120,12 @@ def estimate_memory(
     kv_cache = 2 * config.num_hidden_layers * kv_size * slots * rows * element
     drafts = num_images * (num_columns + row_end + 1) * num_codes * 4 if num_draft_tokens else 0
 
-    # A step: residual, normed input, gate, up and product of each token; float32 logits of both branches, guided, with
-    # noise and masked.
+    # A step: residual, normed input, gate, up and product of each token.
     window = window if num_draft_tokens else 1
     per_token = (4 * config.hidden_size + 3 * config.intermediate_size) * element
-    step = rows * window * (per_token + 4 * 4 * num_codes)
+    # In float32 for each code: logits of the branches, guided if there are two, noise, and what the sampler takes.
+    per_code = 4 * (rows + (num_images if guidance else 0) + num_images * (1 + SAMPLER_VALUES))
+    step = window * (rows * per_token + per_code * num_codes)
     # The prompts run through once, against a mask of float attention scores for every head.
     prompt = rows * prompt_length * (per_token + 4 * config.num_attention_heads * prompt_length)
     # One image on its way to pixels (measured).

@@ -83,16 +83,25 @@ def check_xformers() -> None:
 
 def slot_bias(cache: SlotCache) -> AttentionBias | None:
     """The bias over the whole of a cache for its `positions`, None if those of a row do not follow one another."""
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalWithOffsetPaddedKeysMask
-
+    num_rows, query_length = cache.positions.shape
+    if cache.reach is not None:
+        # The host need not know them: the kernels read where each row ends on the device.
+        bias = _padded_keys_bias(cache, [max(cache.reach, query_length)] * num_rows)
+        bias.k_seqinfo.seqlen.copy_(cache.positions[:, -1] + 1)
+        return bias
     positions = cache.positions.tolist()
-    query_length = len(positions[0])
     if any(row != list(range(row[0], row[0] + query_length)) for row in positions):
         return None
+    return _padded_keys_bias(cache, [row[-1] + 1 for row in positions])
+
+
+def _padded_keys_bias(cache: SlotCache, lengths: list[int]) -> AttentionBias:
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalWithOffsetPaddedKeysMask
+
     return BlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
-        q_seqlen=[query_length] * len(positions),
+        q_seqlen=[cache.positions.shape[1]] * len(lengths),
         kv_padding=cache.visible_length,
-        kv_seqlen=[row[-1] + 1 for row in positions],
+        kv_seqlen=lengths,
         device=cache.positions.device,
     )
 

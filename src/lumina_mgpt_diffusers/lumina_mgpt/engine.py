@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 
 from .batch import Batch
 from .drafts import Drafts
+from .evaluation import evaluating
 from .host_copy import HostCopy
 from .kv_cache import SlotCache
 from .noise import gumbel_noise
@@ -48,8 +49,8 @@ class Engine:
     r"""
     Samples requests, as many at a time as there are.
 
-    It keeps nothing outside of itself and changes neither the transformer nor the scheduler; several engines may run
-    on the same ones, each in its thread.
+    It keeps nothing outside of itself; several engines may run on the same transformer and scheduler, each in its
+    thread. It changes neither, but a transformer in training mode is out of it while any of them takes a step.
 
     Args:
         transformer ([`LuminaMGPTTransformer`]): The model.
@@ -144,9 +145,11 @@ class Engine:
 
     @property
     def cache_kind(self) -> tuple:
-        """What a KV cache has to have in common with that of this engine to go on from it."""
+        """What a KV cache has to have in common with that of this engine to be used in its place."""
         autocast = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else None
-        return (self.transformer.dtype, self.device, autocast)
+        config = self.transformer.config
+        heads = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+        return (self.transformer.dtype, self.device, autocast, config.num_hidden_layers, *heads)
 
     @property
     def is_idle(self) -> bool:
@@ -275,7 +278,7 @@ class Engine:
         length = min(round_up(reach, slots.length_step), slots.cache.max_length - 1)
         logits, token_logits = [], {}
         for start, stop, view in slots.groups(window):
-            view.limit(length, self.device)
+            view.limit(length, self.device, are_consecutive=True)
             own = [
                 (index, row)
                 for index, (row, branch) in enumerate(slots.entries[start:stop])
@@ -523,16 +526,3 @@ def as_slice(indices: Sequence[int]) -> slice | None:
 def is_compiled(module: nn.Module) -> bool:
     """Whether calls of a module run compiled code, by `torch.compile(module)` or `module.compile()`."""
     return is_compiled_module(module) or module._compiled_call_impl is not None
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout and gradient checkpointing off, as in training scripts that draw an image on the way."""
-    training = [part for part in module.modules() if part.training] if module.training else []
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -100,6 +100,8 @@ class SlotCache(Cache):
     def __init__(self, num_layers: int, max_length: int, num_rows: int | None = None) -> None:
         super().__init__(layers=[SlotLayer(max_length, num_rows) for _ in range(num_layers)])
         self.positions: torch.LongTensor | None = None
+        # What the host knows of consecutive positions: a bound.
+        self.reach: int | None = None
         self._visible_slots: torch.LongTensor | None = None
 
     @property
@@ -117,14 +119,16 @@ class SlotCache(Cache):
         """Number of slots that attention reads."""
         return self.max_length if self._visible_slots is None else self._visible_slots.shape[0]
 
-    def limit(self, length: int, device: torch.device) -> None:
+    def limit(self, length: int, device: torch.device, are_consecutive: bool = False) -> None:
         """
         Have attention read only the first `length` slots.
 
         Args:
             length (`int`): Number of slots, at most `max_length`.
             device (`torch.device`): Where the positions are.
+            are_consecutive (`bool`, defaults to `False`): Whether the positions of each row follow one another.
         """
+        self.reach = length if are_consecutive else None
         if self._visible_slots is not None and len(self._visible_slots) == length:
             return
         # A tensor, since only shapes of tensors can be marked for code to be compiled for any.

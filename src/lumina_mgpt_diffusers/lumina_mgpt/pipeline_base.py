@@ -76,7 +76,7 @@ class LuminaMGPTBasePipeline(
         self.vae_scale_factor = self.family.stride if vqvae is None else stride_of(vqvae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._last_call = Call()
-        self._kept_caches: list[SlotCache] = []
+        self._kept_caches: dict[tuple, SlotCache] = {}
         self._kept_tuners: WeakKeyDictionary[torch.nn.Module, dict[tuple, WindowTuner]] = WeakKeyDictionary()
 
     def register_modules(self, **components: object) -> None:
@@ -171,8 +171,8 @@ class LuminaMGPTBasePipeline(
         Give an engine what an earlier call left, alone until [`keep`]: its KV cache and, if it was of this kind, the
         tuner of its windows.
         """
-        if self._kept_caches:
-            engine.cache = self._kept_caches.pop()
+        engine.cache = self._kept_caches.pop(engine.cache_kind, None)
+        self._kept_caches.clear()  # one of another kind is of no use, and would lie beside that of the engine
         if engine.tuner is not None:
             kept = self._kept_tuners.get(self.transformer, {})
             engine.tuner = kept.pop(_kind_of(engine, requests), engine.tuner)
@@ -185,7 +185,7 @@ class LuminaMGPTBasePipeline(
             if len(kept) > MOST_KEPT_TUNERS:
                 kept.pop(next(iter(kept)), None)
         if engine.device.type == self.kept_cache_device and is_compiled(self.transformer) and engine.cache is not None:
-            self._kept_caches[:] = [engine.cache]
+            self._kept_caches = {engine.cache_kind: engine.cache}
 
     def to(self, *args, **kwargs) -> LuminaMGPTBasePipeline:
         self._kept_caches.clear()

@@ -306,7 +306,6 @@ class Row:
             size = (side * self.grammar.vocabulary.patch_size for side in codes.shape)
             self.tokens = [*self.request.context, *self.grammar.vocabulary.prefix(*size)]
             self.finish_reason, self._pieces = None, []
-            self.num_fed = 0
         self.set_codes(codes)
         self.num_fed = min(self.num_fed, self.image.first + self.image.place_of(first_change) - 1)
 

@@ -98,7 +98,7 @@ class Slots:
         self._free([entry for entry in self.entries if entry not in wanted])
         new = [entry for entry in wanted if entry not in self.entries]
         feeds = {entry: self._feed_of(*entry, known_ids) for entry in new}
-        # Sequences that begin alike are fed once.
+        # Those that come together and are the same, such as one prompt of several images, are fed once.
         first_of: dict[tuple, tuple[Row, int]] = {}
         for entry, (start, ids) in feeds.items():
             first_of.setdefault((tuple(ids), entry if start else None), entry)
