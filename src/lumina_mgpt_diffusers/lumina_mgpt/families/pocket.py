@@ -17,7 +17,7 @@ LUMINA_MGPT_POCKET = replace(
         for name, task in LUMINA_MGPT.tasks.items()
         if name != "pose"
     },
-    sampler={"guidance_scale": 2.0, "temperature": 0.7, "top_k": 0},
+    sampler={"guidance_scale": 2.5, "temperature": 0.6, "top_k": 0},
     base_size=128,
     released_names={},
     num_codes=1024,
