@@ -62,42 +62,22 @@ def seed_input() -> io.Input:
 
 def sampler_inputs() -> list[io.Input]:
     """Settings that are the model's own unless they are set. A widget always has a value: -1 stands for None."""
-    own = " -1: the model's default."
+
+    def own(kind: type, name: str, tooltip: str, **bounds: float) -> io.Input:
+        none = -1.0 if kind is io.Float else -1
+        tooltip += " -1: the model's default."
+        return kind.Input(name, optional=True, default=none, min=none, tooltip=tooltip, **bounds)
+
     return [
-        io.Float.Input(
-            "guidance_scale",
-            optional=True,
-            default=-1.0,
-            min=-1.0,
-            max=100.0,
-            step=0.1,
-            tooltip="Scale of classifier-free guidance; 0 to 1 turn it off." + own,
-        ),
-        io.Float.Input(
-            "temperature",
-            optional=True,
-            default=-1.0,
-            min=-1.0,
-            max=10.0,
-            step=0.01,
-            tooltip="Divides the logits; 0 takes the most likely code." + own,
-        ),
-        io.Int.Input(
-            "top_k",
-            optional=True,
-            default=-1,
-            min=-1,
-            max=1 << 16,
-            tooltip="Number of codes that may be drawn, 0 for all." + own,
-        ),
-        io.Float.Input(
+        own(io.Float, "guidance_scale", "Scale of classifier-free guidance; 0 to 1 turn it off.", max=100.0, step=0.1),
+        own(io.Float, "temperature", "Divides the logits; 0 takes the most likely code.", max=10.0, step=0.01),
+        own(io.Int, "top_k", "Number of codes that may be drawn, 0 for all.", max=1 << 16),
+        own(
+            io.Float,
             "top_p",
-            optional=True,
-            default=-1.0,
-            min=-1.0,
+            "Only the most likely codes whose probabilities add up to this may be drawn.",
             max=1.0,
             step=0.01,
-            tooltip="Only the most likely codes whose probabilities add up to this may be drawn." + own,
         ),
     ]
 

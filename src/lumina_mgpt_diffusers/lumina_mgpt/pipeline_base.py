@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import PIL.Image
@@ -77,7 +76,7 @@ class LuminaMGPTBasePipeline(
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._last_call = Call()
         self._kept_caches: dict[tuple, SlotCache] = {}
-        self._kept_tuners: WeakKeyDictionary[torch.nn.Module, dict[tuple, WindowTuner]] = WeakKeyDictionary()
+        self._kept_tuners: dict[tuple, WindowTuner] = {}
 
     def register_modules(self, **components: object) -> None:
         """Add components by name, None for one that is missing. Raises a `ValueError` if they do not fit."""
@@ -174,16 +173,14 @@ class LuminaMGPTBasePipeline(
         engine.cache = self._kept_caches.pop(engine.cache_kind, None)
         self._kept_caches.clear()  # one of another kind is of no use, and would lie beside that of the engine
         if engine.tuner is not None:
-            kept = self._kept_tuners.get(self.transformer, {})
-            engine.tuner = kept.pop(_kind_of(engine, requests), engine.tuner)
+            engine.tuner = self._kept_tuners.pop(_kind_of(engine, requests), engine.tuner)
 
     def keep(self, engine: Engine, requests: Sequence[Request]) -> None:
         """Keep for calls to come what an engine that has ended leaves."""
         if engine.tuner is not None:
-            kept = self._kept_tuners.setdefault(self.transformer, {})
-            kept[_kind_of(engine, requests)] = engine.tuner
-            if len(kept) > MOST_KEPT_TUNERS:
-                kept.pop(next(iter(kept)), None)
+            self._kept_tuners[_kind_of(engine, requests)] = engine.tuner
+            if len(self._kept_tuners) > MOST_KEPT_TUNERS:
+                self._kept_tuners.pop(next(iter(self._kept_tuners)), None)
         if engine.device.type == self.kept_cache_device and is_compiled(self.transformer) and engine.cache is not None:
             self._kept_caches = {engine.cache_kind: engine.cache}
 
@@ -327,4 +324,4 @@ def check_kind(name: str, component: object) -> None:
 def _kind_of(engine: Engine, requests: Sequence[Request]) -> tuple:
     """What calls have in common whose steps take about as long, and accept about as many codes."""
     first = requests[0]
-    return (*engine.cache_kind, *engine.tuner.windows, first.size, first.settings)
+    return (id(engine.transformer), *engine.cache_kind, *engine.tuner.windows, first.size, first.settings)
