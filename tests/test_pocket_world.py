@@ -98,6 +98,15 @@ def test_every_task_gives_a_conversation_with_its_images():
         assert [turn["from"] for turn in example.conversations] == ["human", "gpt"] * len(example.turns)
 
 
+def test_samples_may_be_of_so_many_objects():
+    from tasks import draw_example
+
+    for index in range(20):
+        assert len(draw_example("text-to-image", "train", index, 128, num_things=2).scene.things) == 2
+    drawn = {len(draw_example("text-to-image", "train", index, 128).scene.things) for index in range(20)}
+    assert len(drawn) > 2
+
+
 def test_captions_count_what_is_there():
     from language import NUMBERS, caption
     from world import draw_scene

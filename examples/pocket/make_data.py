@@ -34,12 +34,14 @@ class WorldSource:
         task (`str`): One of `EXAMPLES`.
         base_size (`int`): Base size in pixels.
         first (`int`), num_samples (`int`): Which of the samples of the training split.
+        num_things (`int`, *optional*): Number of objects in each scene, where it should not be drawn.
     """
 
     task: str
     base_size: int
     first: int
     num_samples: int
+    num_things: int | None = None
 
     def __len__(self) -> int:
         return self.num_samples
@@ -48,7 +50,7 @@ class WorldSource:
         return f"{self.task}-{self.first + index}"
 
     def __getitem__(self, index: int) -> Sample:
-        example = draw_example(self.task, "train", self.first + index, self.base_size)
+        example = draw_example(self.task, "train", self.first + index, self.base_size, self.num_things)
         messages = read_conversation(example.conversations, len(example.images))
         images: list[str | bytes] = []
         for pixels in example.images:
@@ -59,7 +61,7 @@ class WorldSource:
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.task} {self.base_size} {self.first} {self.num_samples}"
+        return f"{self.task} {self.base_size} {self.first} {self.num_samples} {self.num_things}"
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,6 +72,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--base_size", type=int, required=True, help="in pixels")
     parser.add_argument("--first", type=int, default=0, help="number of the first sample")
     parser.add_argument("--num_samples", type=int, default=100_000, help="of each task")
+    parser.add_argument("--num_things", type=int, help="objects in each scene; drawn where not given")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that draw samples")
     parser.add_argument("--vqvae_dtype", choices=["float32", "bfloat16"], default="float32")
     return parser.parse_args()
@@ -81,7 +84,7 @@ def main() -> None:
     pipe = LuminaMGPTPipeline.from_pretrained(args.pipeline, transformer=None, dtype=dtype)
     for task in args.tasks:
         report = pretokenize(
-            WorldSource(task, args.base_size, args.first, args.num_samples),
+            WorldSource(task, args.base_size, args.first, args.num_samples, args.num_things),
             args.output / str(args.base_size) / task,
             pipe.tokenizer,
             pipe.vqvae,

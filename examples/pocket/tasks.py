@@ -71,7 +71,7 @@ def draw_size(random: np.random.Generator, base_size: int) -> tuple[int, int]:
     return pick(random, [size for size in trained_sizes(base_size) if min(size) > 32])
 
 
-def draw_example(task: str, split: str, index: int, base_size: int) -> Example:
+def draw_example(task: str, split: str, index: int, base_size: int, num_things: int | None = None) -> Example:
     """
     Draw a sample.
 
@@ -80,6 +80,7 @@ def draw_example(task: str, split: str, index: int, base_size: int) -> Example:
         split (`str`): One of `SPLITS`.
         index (`int`): Its number. The same number gives the same sample.
         base_size (`int`): Base size in pixels.
+        num_things (`int`, *optional*): Number of objects, where it should not be drawn.
     """
     if task not in EXAMPLES:
         raise ValueError(f"`task` has to be one of {list(EXAMPLES)} but is {task!r}.")
@@ -88,8 +89,9 @@ def draw_example(task: str, split: str, index: int, base_size: int) -> Example:
     height, width = draw_size(random, base_size)
     # Some scenes are for counting: all of one kind.
     most = most_things(height, width)
-    same = most > 1 and random.random() < 0.15
-    num_things = int(random.integers(2, min(most, 4) + 1)) if same else None
+    same = num_things is None and most > 1 and random.random() < 0.15
+    if same:
+        num_things = int(random.integers(2, min(most, 4) + 1))
     scene = draw_scene(split, index, height, width, num_things, same)
     return EXAMPLES[task](scene, random, split)
 
