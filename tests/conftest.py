@@ -57,6 +57,11 @@ def copy_of(pipe: DiffusionPipeline) -> DiffusionPipeline:
     return copied
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     return FIXTURES
