@@ -112,17 +112,20 @@ def with_sampler():
 
 
 class CountForwards:
-    """Counts the forwards of a transformer, their rows, and the tokens that each row was fed."""
+    """Counts the forwards of a transformer, their rows, the tokens that each row was fed, and rows with text."""
 
     def __init__(self, transformer: torch.nn.Module) -> None:
         self.rows: list[int] = []
         self.windows: list[int] = []
+        self.text_rows: set[int] = set()
         self._hook = transformer.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         num_rows, window = kwargs["input_ids"].shape
         self.rows.append(num_rows)
         self.windows.append(window)
+        if kwargs.get("text_places") is not None:
+            self.text_rows.add(len(kwargs["text_places"][0]))
 
     def __enter__(self) -> "CountForwards":
         return self

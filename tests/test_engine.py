@@ -203,6 +203,7 @@ def test_one_shape_for_all_forwards(bench, monkeypatch, count_forwards):
         rows = [engine.submit(bench.request(kind)) for kind in kinds]
         run(engine)
     assert {*zip(forwards.rows, forwards.windows)} <= {(2, 16), (1, 32), (1, 256)}
+    assert forwards.text_rows == {2}
     monkeypatch.undo()
     assert [result_of(row) for row in rows] == [bench.alone(kind) for kind in kinds]
 

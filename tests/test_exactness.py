@@ -28,7 +28,7 @@ MODELS = {"tiny": None, "narrow": (256, 1), "1024": (1024, 3), "2048": (2048, 4)
 
 ON_GPU = [pytest.param("cuda", model, marks=pytest.mark.gpu) for model in ("tiny", "1024", "2048")]
 EAGER = [("cpu", "tiny"), ("emulated", "narrow"), *ON_GPU]
-COMPILED = [("cpu", "tiny"), *ON_GPU]
+COMPILED = [pytest.param("cpu", "tiny", marks=pytest.mark.slow), *ON_GPU]
 
 # Question, size (None for a conversation), guidance scale, top-k and key of a request.
 KINDS = [(0, (64, 64), 4.0, 2000, 7), (1, None, 1.0, 2000, 7), (2, (32, 96), 1.0, 50, 7), (3, (96, 64), 4.0, 0, 7)]
@@ -167,6 +167,7 @@ def check_fused(bench: Bench, expected: Bench, drafts: Sequence[int]) -> None:
         assert [result_of(row) for row in rows] == [expected.alone(kind) for kind in own]
 
 
+@pytest.mark.slow
 def test_sampling_is_compiled_without_breaks(fused, trained_pipe):
     bench = fused(backend="eager", fullgraph=True)
     check_fused(bench, Bench(trained_pipe), (3, 15))

@@ -8,7 +8,6 @@ tags, an image of some size) is its own, so sizes and tasks mix, and rows come a
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -289,17 +288,19 @@ class Engine:
                 if branch == CONDITIONAL and row in texts
             ]
             own_ids, own_positions = slot_ids[start:stop], slot_positions[start:stop]
-            if self._is_compiled and not self._is_recorded:
-                # One graph serves any number of rows, and windows of any length but one.
-                for tensor, dim in itertools.product((own_ids, own_positions), (0, 1)):
-                    torch._dynamo.maybe_mark_dynamic(tensor, dim)
             text_places = None
             if own:
-                text_places = [(index, min(row.run(), window - 1)) for index, row in own]
-                if slots.shapes.window is not None:
-                    # One shape for the head over all token ids too.
-                    text_places += text_places[-1:] * (stop - start - len(own))
-                text_places = tuple(map(self._batch.upload, zip(*text_places)))
+                places = [(index, min(row.run(), window - 1)) for index, row in own]
+                # Where one shape serves all, the head over all token ids has one too. Compiled, a single place is other
+                # code than several.
+                least = 1 + self._is_compiled if slots.shapes.window is None else stop - start
+                places += places[-1:] * (least - len(places))
+                text_places = tuple(map(self._batch.upload, zip(*places)))
+            if self._is_compiled and not self._is_recorded:
+                # One graph serves any number of rows, and windows of any length but one.
+                for tensor in (own_ids, own_positions, *(text_places or ())):
+                    for dim in range(tensor.ndim):
+                        torch._dynamo.maybe_mark_dynamic(tensor, dim)
             with slots.shapes.context(own_ids.numel()):
                 output = self.transformer(
                     input_ids=own_ids,
