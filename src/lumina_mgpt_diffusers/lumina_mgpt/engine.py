@@ -291,8 +291,8 @@ class Engine:
             text_places = None
             if own:
                 places = [(index, min(row.run(), window - 1)) for index, row in own]
-                # Where one shape serves all, the head over all token ids has one too. Compiled, a single place is other
-                # code than several.
+                # Where one shape serves all, the head over all token ids has one too. Compiled, a single place is
+                # other code than several.
                 least = 1 + self._is_compiled if slots.shapes.window is None else stop - start
                 places += places[-1:] * (least - len(places))
                 text_places = tuple(map(self._batch.upload, zip(*places)))
