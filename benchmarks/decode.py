@@ -76,6 +76,9 @@ def with_drafts(number: int | str) -> Callable[[Task], torch.Tensor]:
 
 
 batch_invariant = functools.partial(ours, batch_invariant=True)
+# As many as fit into the one window that forwards then have on GPUs.
+invariant_drafts = functools.partial(batch_invariant, num_draft_tokens=15)
+samples_eagerly = functools.partial(ours, num_draft_tokens=15, samples_eagerly=True)
 
 
 MODES = {
@@ -88,6 +91,9 @@ MODES = {
     **{f"compiled-drafts-{number}": Mode(with_drafts(number), is_compiled=True) for number in NUM_DRAFTS},
     "invariant": Mode(batch_invariant),
     "compiled-invariant": Mode(batch_invariant, is_compiled=True),
+    "invariant-drafts-15": Mode(invariant_drafts),
+    "compiled-invariant-drafts-15": Mode(invariant_drafts, is_compiled=True),
+    "compiled-drafts-15-eager-sampling": Mode(samples_eagerly, is_compiled=True),
     "flex": Mode(ours, is_compiled=True, attention="flex_attention"),
     "int8": Mode(ours, is_compiled=True, has_int8=True),
 }

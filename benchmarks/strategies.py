@@ -20,6 +20,7 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler, LuminaMGPTTransformer
+from lumina_mgpt_diffusers.lumina_mgpt.drafts import Drafts
 from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine, is_compiled
 from lumina_mgpt_diffusers.lumina_mgpt.kv_cache import SlotCache
 from lumina_mgpt_diffusers.lumina_mgpt.noise import draw_key, gumbel_noise
@@ -293,14 +294,20 @@ def ours(
     num_draft_tokens: int | str = 0,
     draft_init: str = "logits",
     batch_invariant: bool | None = None,
+    samples_eagerly: bool = False,
 ) -> torch.Tensor:
-    """This project's engine. Codes that are not sampled before `max_steps` are -1."""
+    """
+    This project's engine. Codes that are not sampled before `max_steps` are -1. On a GPU, beside a compiled
+    transformer, it compiles what it does itself unless it `samples_eagerly`.
+    """
     scheduler = LuminaMGPTScheduler(
         num_draft_tokens=num_draft_tokens, draft_init=draft_init, batch_invariant=batch_invariant
     )
     transformer = TimedTransformer(task.transformer)
     base_size = task.vocabulary.patch_size * max(task.rows, task.columns)
     engine = Engine(transformer, scheduler, Grammar(task.vocabulary, base_size), task.device)
+    if samples_eagerly:
+        engine._guess, engine._sample = Drafts.guess, Engine._commit_codes
     if task.kept_caches:
         engine.cache = task.kept_caches.pop()
     rows = [engine.submit(request) for request in task.requests(scheduler)]

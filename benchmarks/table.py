@@ -29,6 +29,7 @@ from models import SHAPES, build_transformer, describe_hardware, measure_bandwid
 def make_jobs(args: argparse.Namespace) -> list[tuple[str, dict]]:
     """Pairs of a mode and what is different about its task. Those that share compiled code follow one another."""
     short = {"max_steps": args.max_steps}
+    is_cuda = torch.device(args.device).type == "cuda"
     return [
         ("original", short),
         ("generate", short),
@@ -37,17 +38,20 @@ def make_jobs(args: argparse.Namespace) -> list[tuple[str, dict]]:
         ("compiled", short),
         ("compiled", {}),
         *((f"compiled-drafts-{number}", short) for number in (31, 7, 15, 63)),
+        # What of their step is outside the forward, and what it was before that was compiled too.
+        ("compiled-drafts-15-eager-sampling", short),
         ("compiled-drafts-auto", {}),
+        *((f"{mode}{drafts}", short) for mode in ("invariant", "compiled-invariant") for drafts in ("", "-drafts-15")),
         *(("compiled", {"size": size, **short}) for size in args.sizes if size != args.size),
         *(("compiled", {"batch_size": number, **short}) for number in sorted({*args.batches, 12}) if number > 1),
         # On a CPU, images do not depend on the batch anyway.
         *(
             ("compiled-invariant", {"batch_size": number, **short})
-            for number in (sorted({1, *args.batches}) if torch.device(args.device).type == "cuda" else [])
+            for number in (sorted({*args.batches} - {1}) if is_cuda else [])
         ),
         ("int8", short),
         # On a CPU, torch cannot compile it for our windows.
-        *([("flex", short)] if torch.device(args.device).type == "cuda" else []),
+        *([("flex", short)] if is_cuda else []),
     ]
 
 

@@ -57,6 +57,11 @@ def copy_of(pipe: DiffusionPipeline) -> DiffusionPipeline:
     return copied
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     return FIXTURES
@@ -107,17 +112,20 @@ def with_sampler():
 
 
 class CountForwards:
-    """Counts the forwards of a transformer, their rows, and the tokens that each row was fed."""
+    """Counts the forwards of a transformer, their rows, the tokens that each row was fed, and rows with text."""
 
     def __init__(self, transformer: torch.nn.Module) -> None:
         self.rows: list[int] = []
         self.windows: list[int] = []
+        self.text_rows: set[int] = set()
         self._hook = transformer.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         num_rows, window = kwargs["input_ids"].shape
         self.rows.append(num_rows)
         self.windows.append(window)
+        if kwargs.get("text_places") is not None:
+            self.text_rows.add(len(kwargs["text_places"][0]))
 
     def __enter__(self) -> "CountForwards":
         return self

@@ -226,6 +226,28 @@ def test_heads_that_share_keys_share_them_in_memory(monkeypatch, dtype, num_quer
     assert torch.equal(output, expected)
 
 
+def test_on_cuda_heads_share_keys_in_the_longest_window():
+    seen = []
+
+    def spy(query, key, value, *args, **kwargs):
+        seen.append(key.shape[1])
+        return scaled_dot_product_attention(query, key, value, *args, **kwargs)
+
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, heads, 64, 16, generator=generator) for heads in (16, 2))
+    cache = SlotCache(1, 64)
+    cache.positions = torch.arange(64)[None]
+    module = SimpleNamespace(num_key_value_groups=8)
+    expected, _ = slot_attention.slot_sdpa(module, query, key, key, slot_attention.slot_mask(cache.visibility()))
+    with emulated_cuda(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slot_attention.F, "scaled_dot_product_attention", spy)
+        cache.positions = cache.positions.to("cuda")
+        mask = slot_attention.slot_mask(cache.visibility())
+        output, _ = slot_attention.slot_sdpa(module, query.to("cuda"), key.to("cuda"), key.to("cuda"), mask)
+    assert seen == [2]
+    torch.testing.assert_close(output.cpu(), expected)
+
+
 def test_the_bias_of_xformers_itself():
     attn_bias = pytest.importorskip("xformers.ops.fmha.attn_bias")
     cache = SlotCache(1, 8)

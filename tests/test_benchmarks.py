@@ -37,6 +37,16 @@ def test_the_table_times_the_codes_of_its_shape(monkeypatch, tmp_path, shape, st
     assert {(one.vocabulary.num_codes, one.top_k) for one in tasks} == {(num_codes, top_k)}
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_table_times_what_there_is(monkeypatch, device):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    table, decode = map(importlib.import_module, ("table", "decode"))
+    args = SimpleNamespace(device=device, max_steps=4, size=64, sizes=[64, 96], batches=[1, 2])
+    modes = [mode for mode, _ in table.make_jobs(args)]
+    assert set(modes) <= set(decode.MODES)
+    assert modes.count("compiled-invariant") == (2 if device == "cuda" else 1)
+
+
 def test_a_client_that_fails_ends_the_server(monkeypatch, random_pipe):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     service = importlib.import_module("service")

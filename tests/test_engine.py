@@ -10,73 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import copy_of
+from engine_helpers import DRAFTS, SIZES, Bench, random_kind, result_of, run, sample_in_company, widened
 
 from lumina_mgpt_diffusers import LuminaMGPTScheduler
 from lumina_mgpt_diffusers.lumina_mgpt import engine as engine_module
 from lumina_mgpt_diffusers.lumina_mgpt.engine import Engine, as_slice
-from lumina_mgpt_diffusers.lumina_mgpt.prompts import encode_conversation
-from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar, Request
-from lumina_mgpt_diffusers.lumina_mgpt.row import Row, SampledImage
+from lumina_mgpt_diffusers.lumina_mgpt.row import Row
 from lumina_mgpt_diffusers.lumina_mgpt.slots import LENGTH_STEP
 from lumina_mgpt_diffusers.lumina_mgpt.window_tuner import ForwardTimes, WindowTuner
 from lumina_mgpt_diffusers.lumina_mgpt.windows import ForwardShapes
-
-
-SIZES = [(64, 64), (32, 96), (96, 32), (64, 96), (96, 96)]
-DRAFTS = [0, 1, 3, 7, 15, 31, 63, "auto"]
-QUESTIONS = ["Tell a story with two pictures.", "Hello, who are you?", "Generate an image of 64x64", ""]
-
-
-class Bench:
-    """What requests are made and sampled with."""
-
-    def __init__(self, pipe) -> None:
-        self.pipe = pipe
-        self.vocabulary = pipe.image_vocabulary
-        self.grammar = Grammar.from_tokenizer(pipe.tokenizer, self.vocabulary, pipe.scheduler.config.resolution)
-        self._alone: dict = {}
-
-    def engine(self, num_draft_tokens=0, **kwargs) -> Engine:
-        return Engine(
-            self.pipe.transformer, self.pipe.scheduler, self.grammar, torch.device("cpu"), num_draft_tokens, **kwargs
-        )
-
-    def request(self, kind: tuple) -> Request:
-        """Of `(question, size or None for a conversation, guidance scale, top-k, key)`."""
-        question, size, guidance_scale, top_k, key = kind
-        content = [{"role": "user", "content": QUESTIONS[question]}]
-        return Request(
-            context=encode_conversation(self.pipe.tokenizer, content),
-            settings=self.pipe.scheduler.settings(guidance_scale=guidance_scale, top_k=top_k, text_top_k=3),
-            key=key,
-            size=size,
-            is_image=size is not None,
-            max_new_tokens=None if size is not None else 40,
-        )
-
-    def alone(self, kind: tuple) -> list:
-        """What a request samples by itself, one code at a time."""
-        if kind not in self._alone:
-            engine = self.engine()
-            row = engine.submit(self.request(kind))
-            run(engine)
-            self._alone[kind] = result_of(row)
-        return self._alone[kind]
-
-
-def run(engine: Engine) -> None:
-    while not engine.is_idle:
-        engine.step()
-
-
-def result_of(row: Row) -> list:
-    codes = [piece.codes.tolist() for piece in row.take_pieces() if isinstance(piece, SampledImage)]
-    return [row.finish_reason, row.token_ids, codes]
-
-
-def random_kind(choice: random.Random) -> tuple:
-    size = choice.choice([*SIZES, None])
-    return (choice.randrange(4), size, choice.choice([1.0, 4.0]), choice.choice([1, 50, 2000, 0]), choice.randrange(3))
 
 
 @pytest.fixture(scope="module")
@@ -143,18 +85,8 @@ def test_a_thousand_schedules(bench, bfloat16_bench, dtype):
 
 @pytest.fixture(scope="module")
 def wide_pipe(trained_pipe):
-    """A model with matrices wide enough for the kernels of CPUs to differ, of logits far apart enough to matter."""
-    pipe = copy_of(trained_pipe)
-    config = pipe.transformer.config
-    values = {**config.to_dict(), "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4}
-    values |= {"num_key_value_heads": 4, "head_dim": 128}
-    transformer = type(pipe.transformer)(type(config)(**values)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in transformer.named_parameters():
-            if parameter.ndim > 1 and "norm" not in name:
-                parameter.normal_(std=0.05, generator=generator)
-    pipe.transformer = transformer.to(torch.bfloat16)
+    pipe = widened(trained_pipe, 512)
+    pipe.transformer.to(torch.bfloat16)
     return pipe
 
 
@@ -194,35 +126,6 @@ def test_without_canonical_shapes_bfloat16_images_differ(wide_pipe, monkeypatch)
     monkeypatch.setattr(ForwardShapes, "for_device", lambda *args: ForwardShapes())
     found = [codes_of(wide_pipe, range(5), number) for number in (0, 31)]
     assert not all(map(torch.equal, found[0] + found[1], expected + expected))
-
-
-# All that others in a batch may be doing.
-OTHERS = [(row % 4, [*SIZES, None][row % 6], (1.0, 4.0)[row % 2], 50, row) for row in range(15)]
-
-
-def sample_in_company(bench: Bench, kind: tuple, num_draft_tokens: int | str, number: int, start: int) -> list:
-    """What a request samples that enters at a step when others, one less than `number`, are under way."""
-    engine, others, company = bench.engine(num_draft_tokens), itertools.cycle(OTHERS), []
-
-    def under_way() -> list[Row]:
-        return [row for row in company if row in engine.rows and not row.is_finished]
-
-    def fill() -> None:
-        company[:] = [row for row in company if not row.is_finished]
-        company.extend(engine.submit(bench.request(next(others))) for _ in range(number - 1 - len(company)))
-
-    fill()
-    for step in itertools.count():
-        if step >= start and (start == 0 or number == 1 or under_way()):
-            break
-        engine.step()
-        fill()
-    assert len(company) == number - 1 and bool(under_way()) is (start > 0 and number > 1)
-    row = engine.submit(bench.request(kind))
-    while not row.is_finished:
-        engine.step()
-        fill()
-    return result_of(row)
 
 
 @pytest.mark.parametrize("num_draft_tokens, number, start", [(0, 2, 100), (7, 5, 7)])
@@ -300,6 +203,7 @@ def test_one_shape_for_all_forwards(bench, monkeypatch, count_forwards):
         rows = [engine.submit(bench.request(kind)) for kind in kinds]
         run(engine)
     assert {*zip(forwards.rows, forwards.windows)} <= {(2, 16), (1, 32), (1, 256)}
+    assert forwards.text_rows == {2}
     monkeypatch.undo()
     assert [result_of(row) for row in rows] == [bench.alone(kind) for kind in kinds]
 

@@ -104,7 +104,7 @@ class NeighborLogits:
         columns = columns.where(is_last, spare)
         self._logits[self._images, columns] = logits[:, -spare:]
         self._is_known[self._images, columns] = is_last
-        self._last = window.place[:, -1:]
+        self._last = window.place.amax(dim=1, keepdim=True)
 
     def guess(self, window: Window) -> torch.LongTensor:
         """Codes `(batch_size, number)` of consecutive places, -1 for no guess."""
@@ -153,21 +153,28 @@ class Drafts:
         if self._neighbors is not None:
             self._neighbors.observe(window, logits)
 
-    def fill(self, window: int, is_read: bool) -> None:
+    def offsets(self, window: int, is_read: bool) -> torch.LongTensor:
         """
-        Guess the codes of the places that come into a window for the first time.
+        How far after the last final code of each image the places stand that a window has for the first time.
 
         Args:
             window (`int`): Number of its places.
             is_read (`bool`): Whether the host knows how far each image is.
+
+        Returns:
+            `torch.LongTensor` of shape `(number,)`: From 1 to `window`.
         """
-        batch, images = self.batch, self.batch.image_index
         number = window
         if is_read:
             number = max(row.num_fed + window - self._stops.get(row, row.num_fed) for row in self._images)
             number = min(max(number, 1), window)
             self._stops = {row: row.num_fed + window for row in self._images}
-        positions = batch.fed[images][:, None] + torch.arange(window - number + 1, window + 1, device=batch.device)
+        return torch.arange(window - number + 1, window + 1, device=self.batch.device)
+
+    def guess(self, offsets: torch.LongTensor) -> None:
+        """Guess the codes of places, by their [`offsets`], where none is known or guessed yet."""
+        batch, images = self.batch, self.batch.image_index
+        positions = batch.fed[images][:, None] + offsets
         new, symbols = batch.open(positions), batch.symbols[images]
         drafts = symbols.gather(1, positions)
         if self._neighbors is not None:

@@ -8,7 +8,6 @@ tags, an image of some size) is its own, so sizes and tasks mix, and rows come a
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -100,6 +99,10 @@ class Engine:
         self._busy_since: float | None = None
         self._is_compiled = is_compiled(transformer)
         self._is_recorded = self._is_compiled and device.type in COMPILED_LENGTH_STEP
+        self._guess, self._sample = Drafts.guess, Engine._commit_codes
+        if self._is_recorded:
+            # Some 190 small operations, beside a forward that is one graph: compiled they are about 20.
+            self._guess, self._sample = (torch.compile(one, dynamic=True) for one in (self._guess, self._sample))
         is_quantised = getattr(transformer, "hf_quantizer", None) is not None
         is_plain = not is_quantised and not any(map(is_compiled, transformer.modules()))
         shapes = ForwardShapes.for_device(device, transformer.dtype, config.batch_invariant, is_plain)
@@ -233,7 +236,7 @@ class Engine:
             with self._timed():
                 window = self._window()
                 if self._drafts is not None and self._batch.images:
-                    self._drafts.fill(window, is_read=not self._unread)
+                    self._guess(self._drafts, self._drafts.offsets(window, is_read=not self._unread))
                 self._commit(window, *self._forward(window))
             self._finish_rows()
 
@@ -285,16 +288,19 @@ class Engine:
                 if branch == CONDITIONAL and row in texts
             ]
             own_ids, own_positions = slot_ids[start:stop], slot_positions[start:stop]
-            if self._is_compiled and not self._is_recorded:
-                # One graph serves any number of rows, and windows of any length but one.
-                for tensor, dim in itertools.product((own_ids, own_positions), (0, 1)):
-                    torch._dynamo.maybe_mark_dynamic(tensor, dim)
             text_places = None
             if own:
-                text_places = (
-                    self._batch.upload([index for index, _ in own]),
-                    self._batch.upload([min(row.run(), window - 1) for _, row in own]),
-                )
+                places = [(index, min(row.run(), window - 1)) for index, row in own]
+                # Where one shape serves all, the head over all token ids has one too. Compiled, a single place is
+                # other code than several.
+                least = 1 + self._is_compiled if slots.shapes.window is None else stop - start
+                places += places[-1:] * (least - len(places))
+                text_places = tuple(map(self._batch.upload, zip(*places)))
+            if self._is_compiled and not self._is_recorded:
+                # One graph serves any number of rows, and windows of any length but one.
+                for tensor in (own_ids, own_positions, *(text_places or ())):
+                    for dim in range(tensor.ndim):
+                        torch._dynamo.maybe_mark_dynamic(tensor, dim)
             with slots.shapes.context(own_ids.numel()):
                 output = self.transformer(
                     input_ids=own_ids,
@@ -317,7 +323,8 @@ class Engine:
         """Sample all rows and go on by what is accepted."""
         is_finite = torch.ones(len(self.rows), dtype=torch.bool, device=self.device)
         if self._batch.images:
-            self._commit_codes(logits, positions + 1, is_finite)
+            unconditional = None if self._guided is None else logits[self._unconditional]
+            self._sample(self, logits[self._conditional], unconditional, positions + 1, is_finite)
         status = [self._batch.fed, is_finite]
         if token_logits is not None:
             status.append(self._commit_tokens(window, token_logits, is_finite))
@@ -326,13 +333,19 @@ class Engine:
         while len(self._unread) > lag:
             self._read_oldest()
 
-    def _commit_codes(self, logits: torch.Tensor, positions: torch.LongTensor, is_finite: torch.BoolTensor) -> None:
+    def _commit_codes(
+        self,
+        conditional: torch.Tensor,
+        unconditional: torch.Tensor | None,
+        positions: torch.LongTensor,
+        is_finite: torch.BoolTensor,
+    ) -> None:
+        # Compiled on GPUs: all that it branches on stays the same for many steps.
         batch, images = self._batch, self._batch.image_index
         window = batch.open(positions[images])
-        conditional = logits[self._conditional]
         guided = conditional
-        if self._guided is not None:
-            guided = self.scheduler.guide(conditional, logits[self._unconditional], window.rule)
+        if unconditional is not None:
+            guided = self.scheduler.guide(conditional, unconditional, window.rule)
             if not self._all_guided:
                 guided = guided.where(self._guided[:, None, None], conditional)
         symbols, is_known = batch.symbols[images], batch.is_known[images]
@@ -355,7 +368,7 @@ class Engine:
             codes = codes.where(is_accepted | given, -1)
         else:
             self._drafts.observe(window, guided)
-        if any(row.request.needs_log_probs for row in batch.images):
+        if self._needs_log_probs:
             of_codes = self.scheduler.log_probs(guided, in_codebook, window.rule)
             of_codes = of_codes.masked_fill(given, 0.0)
             batch.log_probs[images] = batch.log_probs[images].scatter(1, places, of_codes)
@@ -512,6 +525,7 @@ class Engine:
         guided = [row.is_guided for row in batch.images]
         self._all_guided = all(guided)
         self._guided = batch.upload(guided).bool() if any(guided) else None
+        self._needs_log_probs = any(row.request.needs_log_probs for row in batch.images)
 
 
 def as_slice(indices: Sequence[int]) -> slice | None:

@@ -17,8 +17,10 @@ SLOT_SDPA = "slot_sdpa"
 # On CPUs, kernels for one query, on some for two, round otherwise than those for more.
 LEAST_QUERIES = 4
 
-# Heads that share keys are taken for queries of one head up to so many: kernels take more in larger blocks.
-MOST_SHARED_QUERIES = 128
+# Heads that share keys are taken for queries of one head up to so many, by device type. Kernels of CPUs take more in
+# larger blocks, and round otherwise. On CUDA it is the longest window of 8 heads to a key; of a whole prompt the mask
+# would grow as large as the copies. (`enable_gqa` is no way out: with a mask, CUDA has no fused kernel for it.)
+MOST_SHARED_QUERIES = {"cpu": 128, "cuda": 512}
 
 
 def slot_mask(visible: torch.BoolTensor) -> torch.Tensor:
@@ -64,10 +66,11 @@ def slot_sdpa(
         `tuple[torch.Tensor, None]`: Of shape `(batch_size, query_length, num_heads, head_dim)`.
     """
     length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    most_shared = MOST_SHARED_QUERIES.get(query.device.type, MOST_SHARED_QUERIES["cpu"])
     if attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, None, dropout=dropout, scaling=scaling, **kwargs)
     query = _repeat_last(query, attention_mask.shape[2])
-    if groups > 1 and groups * query.shape[2] <= MOST_SHARED_QUERIES:
+    if groups > 1 and groups * query.shape[2] <= most_shared:
         # Otherwise keys and values would be copied for each head.
         shared = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
         attention_mask = attention_mask.repeat(1, 1, groups, 1)
