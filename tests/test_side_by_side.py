@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import copy_of
 from omni import chat_from, img2img_from
+from peft import LoraConfig, get_peft_model
 
 from lumina_mgpt_diffusers import LuminaMGPTConversation
 from lumina_mgpt_diffusers.lumina_mgpt import engine, slots
@@ -205,6 +206,98 @@ def test_a_cache_of_another_dtype_is_left(trained_pipe):
     fresh.token_ids, conversation.generator = list(conversation.token_ids), seeded(1)
     answers = [chat("And?", conversation=one, max_new_tokens=8).token_ids for one in (conversation, fresh)]
     assert answers[0] == answers[1]
+
+
+# A cache of other weights
+
+
+def load_adapter(pipe) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    pipe.transformer.add_adapter(config, "style")
+
+
+def fuse_and_unload(pipe) -> None:
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+
+
+def merge_by_peft(pipe) -> None:
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=["k_proj"], init_lora_weights=False)
+    assert get_peft_model(pipe.transformer, config).merge_and_unload() is pipe.transformer
+
+
+def load_other_weights(pipe) -> None:
+    weights = {name: tensor.flip(0) for name, tensor in pipe.transformer.state_dict().items() if "v_proj" in name}
+    pipe.transformer.load_state_dict(weights, strict=False)
+
+
+def average_weights(pipe) -> None:
+    for parameter in pipe.transformer.model.layers[0].parameters():
+        parameter.data.mul_(0.5)
+
+
+def replace_the_transformer(pipe) -> None:
+    pipe.transformer = copy.deepcopy(pipe.transformer)
+    load_other_weights(pipe)
+
+
+WITH_ADAPTER = [
+    lambda pipe: pipe.unload_lora_weights(),
+    lambda pipe: pipe.set_adapters("style", 0.3),
+    lambda pipe: pipe.disable_lora(),
+    lambda pipe: pipe.transformer.disable_adapters(),
+    lambda pipe: pipe.delete_adapters("style"),
+    lambda pipe: pipe.fuse_lora(lora_scale=0.5),
+    fuse_and_unload,
+]
+WITHOUT = [load_adapter, merge_by_peft, load_other_weights, average_weights, replace_the_transformer]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "change"), [*((load_adapter, change) for change in WITH_ADAPTER), *((None, one) for one in WITHOUT)]
+)
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_a_cache_of_other_weights_is_left(trained_pipe, prepare, change, is_inference):
+    with torch.inference_mode(is_inference):
+        pipe = copy_of(trained_pipe)
+        if prepare is not None:
+            prepare(pipe)
+        conversation = LuminaMGPTConversation(seeded(0))
+        chat = chat_from(pipe)
+        chat("Hello, who are you?", conversation=conversation, max_new_tokens=20)
+        assert conversation.num_cached_tokens > 20
+        change(pipe)
+        chat = chat_from(pipe)
+        fresh = LuminaMGPTConversation(seeded(1))
+        fresh.token_ids, conversation.generator = list(conversation.token_ids), seeded(1)
+        answers = [chat("And?", conversation=one, max_new_tokens=30).token_ids for one in (conversation, fresh)]
+        assert answers[0] == answers[1]
+        assert all(
+            torch.equal(keys, other) for keys, other in zip(contents(conversation), contents(fresh), strict=True)
+        )
+
+
+def contents(conversation: LuminaMGPTConversation) -> list[torch.Tensor]:
+    return [states for layer in conversation._cache.layers for states in (layer.keys, layer.values)]
+
+
+def test_a_cache_of_the_same_weights_is_used(trained_pipe, count_forwards):
+    pipe = copy_of(trained_pipe)
+    load_adapter(pipe)
+    conversation = LuminaMGPTConversation(seeded(0))
+    chat = chat_from(pipe)
+    chat("Hello, who are you?", conversation=conversation, max_new_tokens=20)
+    for change in (pipe.disable_lora, pipe.enable_lora, lambda: pipe.to("cpu"), pipe.transformer.train):
+        change()
+    number = conversation.num_cached_tokens
+    fed = []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(int(kwargs["position_ids"].min())), with_kwargs=True
+    )
+    chat("And?", conversation=conversation, max_new_tokens=5)
+    hook.remove()
+    assert fed[0] == 0 and min(fed[1:]) == number
 
 
 # What surrounds a call
