@@ -75,4 +75,4 @@ def places_of(call: Callable[[], object], seed: int, number: int | None = None) 
     assert not interrupter.run(call)
     chosen = random.Random(seed)
     places = [(*line, chosen.randint(1, times)) for line, times in sorted(interrupter.counts.items())]
-    return places if number is None else chosen.sample(places, number)
+    return places if number is None else chosen.sample(places, min(number, len(places)))
