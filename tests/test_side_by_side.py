@@ -242,36 +242,39 @@ def replace_the_transformer(pipe) -> None:
     load_other_weights(pipe)
 
 
-WITH_ADAPTER = [
-    lambda pipe: pipe.unload_lora_weights(),
-    lambda pipe: pipe.set_adapters("style", 0.3),
-    lambda pipe: pipe.disable_lora(),
-    lambda pipe: pipe.transformer.disable_adapters(),
-    lambda pipe: pipe.delete_adapters("style"),
-    lambda pipe: pipe.fuse_lora(lora_scale=0.5),
-    fuse_and_unload,
-]
-WITHOUT = [load_adapter, merge_by_peft, load_other_weights, average_weights, replace_the_transformer]
+CHANGES = {
+    "load": (None, load_adapter),
+    "unload": (load_adapter, lambda pipe: pipe.unload_lora_weights()),
+    "delete": (load_adapter, lambda pipe: pipe.delete_adapters("style")),
+    "scale": (load_adapter, lambda pipe: pipe.set_adapters("style", 0.3)),
+    "disable": (load_adapter, lambda pipe: pipe.disable_lora()),
+    "disable by transformers": (load_adapter, lambda pipe: pipe.transformer.disable_adapters()),
+    "fuse": (load_adapter, lambda pipe: pipe.fuse_lora(lora_scale=0.5)),
+    "fuse and unload": (load_adapter, fuse_and_unload),
+    "merge by peft": (None, merge_by_peft),
+    "load weights": (None, load_other_weights),
+    "average": (None, average_weights),
+    "replace": (None, replace_the_transformer),
+}
 
 
-@pytest.mark.parametrize(
-    ("prepare", "change"), [*((load_adapter, change) for change in WITH_ADAPTER), *((None, one) for one in WITHOUT)]
-)
-@pytest.mark.parametrize("is_inference", [False, True])
-def test_a_cache_of_other_weights_is_left(trained_pipe, prepare, change, is_inference):
+@pytest.mark.parametrize("change", [*CHANGES, "load weights in inference mode"])
+def test_a_cache_of_other_weights_is_left(trained_pipe, change):
+    is_inference = change.endswith(" in inference mode")
+    prepare, change = CHANGES[change.removesuffix(" in inference mode")]
     with torch.inference_mode(is_inference):
         pipe = copy_of(trained_pipe)
         if prepare is not None:
             prepare(pipe)
         conversation = LuminaMGPTConversation(seeded(0))
         chat = chat_from(pipe)
-        chat("Hello, who are you?", conversation=conversation, max_new_tokens=20)
+        chat("Hello, who are you?", conversation=conversation, max_new_tokens=9)
         assert conversation.num_cached_tokens > 20
         change(pipe)
         chat = chat_from(pipe)
         fresh = LuminaMGPTConversation(seeded(1))
         fresh.token_ids, conversation.generator = list(conversation.token_ids), seeded(1)
-        answers = [chat("And?", conversation=one, max_new_tokens=30).token_ids for one in (conversation, fresh)]
+        answers = [chat("And?", conversation=one, max_new_tokens=9).token_ids for one in (conversation, fresh)]
         assert answers[0] == answers[1]
         assert all(
             torch.equal(keys, other) for keys, other in zip(contents(conversation), contents(fresh), strict=True)
@@ -282,7 +285,7 @@ def contents(conversation: LuminaMGPTConversation) -> list[torch.Tensor]:
     return [states for layer in conversation._cache.layers for states in (layer.keys, layer.values)]
 
 
-def test_a_cache_of_the_same_weights_is_used(trained_pipe, count_forwards):
+def test_a_cache_of_the_same_weights_is_used(trained_pipe):
     pipe = copy_of(trained_pipe)
     load_adapter(pipe)
     conversation = LuminaMGPTConversation(seeded(0))
@@ -295,9 +298,10 @@ def test_a_cache_of_the_same_weights_is_used(trained_pipe, count_forwards):
     hook = pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(int(kwargs["position_ids"].min())), with_kwargs=True
     )
-    chat("And?", conversation=conversation, max_new_tokens=5)
+    chat("And?", conversation=conversation, max_new_tokens=2)
     hook.remove()
-    assert fed[0] == 0 and min(fed[1:]) == number
+    # The tokens that show the weights, then the turn's own.
+    assert fed[:2] == [0, number]
 
 
 # What surrounds a call

@@ -34,17 +34,19 @@ def fingerprint(transformer: nn.Module, device: torch.device, logits_range: tupl
         logits_range (`tuple[int, int]`): Token ids of codes, since a forward computes some logits.
     """
     config = transformer.config
-    cache = SlotCache(config.num_hidden_layers, NUM_TOKENS, num_rows=1)
+    # As prompts are fed: layers that are compiled one by one need no other code for it.
+    cache = SlotCache(config.num_hidden_layers, NUM_TOKENS + 1, num_rows=1)
+    view = cache.rows(0, 1)
+    view.limit(NUM_TOKENS, device)
     ids = torch.linspace(0, config.vocab_size - 1, NUM_TOKENS, device="cpu").long()
-    cache.limit(NUM_TOKENS, device)
     with evaluating(transformer):
         eager_call(transformer)(
             input_ids=ids[None].to(device),
             position_ids=torch.arange(NUM_TOKENS, device="cpu")[None].to(device),
-            past_key_values=cache,
+            past_key_values=view,
             logits_to_keep=1,
             logits_range=logits_range,
         )
     layer = cache.layers[-1]
-    states = torch.cat([layer.keys, layer.values]).contiguous().view(torch.uint8).cpu()
+    states = torch.cat([layer.keys, layer.values])[:, :, :NUM_TOKENS].contiguous().view(torch.uint8).cpu()
     return hashlib.sha256(states.numpy().tobytes()).digest()
