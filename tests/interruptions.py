@@ -69,10 +69,11 @@ class Interrupter:
         return self._count
 
 
-def places_of(call: Callable[[], object], seed: int, number: int | None = None) -> list[Place]:
-    """Every line that a call executes, each at one of its times, or as many of them as asked for."""
+def places_of(call: Callable[[], object], seed: int, number: int | None = None, file: str = "") -> list[Place]:
+    """Every line that a call executes, each at one of its times, or so many of them, or those of one file."""
     interrupter = Interrupter()
     assert not interrupter.run(call)
     chosen = random.Random(seed)
-    places = [(*line, chosen.randint(1, times)) for line, times in sorted(interrupter.counts.items())]
+    lines = sorted((line, times) for line, times in interrupter.counts.items() if line[0].endswith(file))
+    places = [(*line, chosen.randint(1, times)) for line, times in lines]
     return places if number is None else chosen.sample(places, min(number, len(places)))

@@ -19,7 +19,7 @@ from lumina_mgpt_diffusers.lumina_mgpt.calls import CURRENT_CALL
 
 IMAGE = {"prompt": "a cat", "height": 32, "width": 64, "guidance_scale": 3.0, "num_draft_tokens": "auto"}
 EDIT = {"prompt": "Redder.", "image": torch.zeros(2, 4, dtype=torch.long), "num_draft_tokens": "auto"}
-TURN = {"messages": "Generate an image of 64x32", "height": 64, "width": 32, "max_new_tokens": 24}
+TURN = {"messages": "Generate an image of 64x32", "height": 64, "width": 32, "max_new_tokens": 12}
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -37,13 +37,12 @@ def changes_nothing(pipe, step, timestep, kwargs):
 class ImageCase:
     """A call for an image."""
 
+    file = "pipeline_images.py"
+    """Where its state is, for a short test."""
+
     def __init__(self, pipe) -> None:
         self.pipe = pipe
         self.expected = image_of(pipe)
-        self.expected_edit = self.edit()
-
-    def edit(self) -> torch.Tensor:
-        return img2img_from(self.pipe)(**EDIT, generator=seeded(1), output_type="latent").images
 
     def start(self) -> Callable[[], object]:
         return lambda: self.pipe(**IMAGE, generator=seeded(2), callback_on_step_end=changes_nothing)
@@ -72,15 +71,13 @@ class EditCase(ImageCase):
     """A call from image to image."""
 
     def start(self):
-        pipe = img2img_from(self.pipe)
-        return lambda: pipe(**EDIT, generator=seeded(2))
-
-    def check(self):
-        assert torch.equal(self.edit(), self.expected_edit)
+        return lambda: img2img_from(self.pipe)(**EDIT, generator=seeded(2))
 
 
 class TrainingCase(ImageCase):
     """A call of a model that is being trained, but for one layer."""
+
+    file = "evaluation.py"
 
     def __init__(self, pipe):
         pipe = copy_of(pipe)
@@ -92,11 +89,13 @@ class TrainingCase(ImageCase):
 class TurnCase(ImageCase):
     """A turn of a conversation."""
 
+    file = "conversation.py"
+
     def __init__(self, pipe):
         super().__init__(pipe)
         self.chat = chat_from(pipe, num_draft_tokens="auto")
         self.begun = LuminaMGPTConversation(seeded(0))
-        self.chat("Hello, who are you?", conversation=self.begun, max_new_tokens=5)
+        self.chat("Hello, who are you?", conversation=self.begun, max_new_tokens=3)
         ended = copy.deepcopy(self.begun)
         self.answer(ended)
         # What is next without the turn, and with it.
@@ -111,7 +110,7 @@ class TurnCase(ImageCase):
         return list(conversation.token_ids), conversation.finish_reason, generator
 
     def next_turn(self, conversation: LuminaMGPTConversation) -> tuple:
-        self.chat("And now?", conversation=conversation, max_new_tokens=6)
+        self.chat("And now?", conversation=conversation, max_new_tokens=3)
         return self.state(conversation)
 
     def start(self):
@@ -158,8 +157,8 @@ def interrupt(case: ImageCase, place: tuple) -> bool:
 @pytest.mark.parametrize("kind", CASES)
 def test_an_interruption_leaves_all_as_before(trained_pipe, kind):
     case = kind(trained_pipe)
-    places = places_of(case.start(), seed=0, number=8)
-    assert sum(interrupt(case, place) for place in places) > 4
+    places = places_of(case.start(), seed=0, number=6, file=case.file)
+    assert sum(interrupt(case, place) for place in places) > 3
 
 
 @pytest.mark.slow
@@ -168,6 +167,7 @@ def test_an_interruption_at_any_line_leaves_all_as_before(trained_pipe, kind):
     case = kind(trained_pipe)
     number, seed = (os.environ.get(f"LUMINA_MGPT_TEST_{name}") for name in ("INTERRUPTIONS", "SEED"))
     places = places_of(case.start(), int(seed or 0), number and int(number))
+    assert places
     failures = {}
     for place in places:
         try:

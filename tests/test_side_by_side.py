@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from lumina_mgpt_diffusers import LuminaMGPTConversation
 from lumina_mgpt_diffusers.lumina_mgpt import engine, slots
 from lumina_mgpt_diffusers.lumina_mgpt.evaluation import evaluating
+from lumina_mgpt_diffusers.lumina_mgpt.noise import draw_key
 
 
 CALLS = [
@@ -193,6 +194,25 @@ def test_one_conversation_is_answered_one_turn_at_a_time(trained_pipe):
     with pytest.raises(ValueError, match="`conversation` has gone on since this turn was made"):
         next(late)
     assert chat("Hello", conversation=conversation, max_new_tokens=2).finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_turn_that_fails_takes_its_key_back_unless_others_were_drawn_since(trained_pipe, is_shared):
+    chat = chat_from(trained_pipe)
+    generator = seeded(0)
+    one, other = LuminaMGPTConversation(generator), LuminaMGPTConversation(generator)
+    stream = chat.stream("Tell a story with two pictures.", conversation=one, top_k=1, text_top_k=1)
+    next(stream)
+    if is_shared:
+        chat("Hello", conversation=other, max_new_tokens=1)
+    with pytest.raises(RuntimeError):
+        stream.throw(RuntimeError)
+    expected = seeded(0)
+    for _ in range(2 * is_shared):
+        draw_key(expected)
+    assert torch.equal(generator.get_state(), expected.get_state())
+    assert one.token_ids == []
+    one.check_free()
 
 
 def test_a_cache_of_another_dtype_is_left(trained_pipe):
