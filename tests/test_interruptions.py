@@ -70,8 +70,12 @@ class StreamCase(ImageCase):
 class EditCase(ImageCase):
     """A call from image to image."""
 
+    def __init__(self, pipe):
+        super().__init__(pipe)
+        self.editor = img2img_from(pipe)
+
     def start(self):
-        return lambda: img2img_from(self.pipe)(**EDIT, generator=seeded(2))
+        return lambda: self.editor(**EDIT, generator=seeded(2))
 
 
 class TrainingCase(ImageCase):
