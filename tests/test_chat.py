@@ -13,6 +13,7 @@ from reference import load_stock
 from lumina_mgpt_diffusers import ImagePart, LuminaMGPTConversation, TextPart
 from lumina_mgpt_diffusers.lumina_mgpt import engine, slots
 from lumina_mgpt_diffusers.lumina_mgpt.chat_messages import read_messages
+from lumina_mgpt_diffusers.lumina_mgpt.fingerprint import NUM_TOKENS
 from lumina_mgpt_diffusers.lumina_mgpt.request import Grammar
 from lumina_mgpt_diffusers.lumina_mgpt.row import SampledImage, SampledText
 
@@ -307,11 +308,11 @@ def test_a_turn_costs_its_own_tokens(trained_pipe, count_forwards):
             "Hello, who are you?", conversation=conversation, guidance_scale=1.0, max_new_tokens=20, **GREEDY
         )
     own = len(context_of(chat, "Hello, who are you?")) - 1
-    # The turn's own tokens but the last, padded, then each token by itself.
-    assert forwards.windows[0] == slots.round_up(own, slots.LENGTH_STEP)
+    # A few that show the weights, the turn's own tokens but the last, padded, then each token by itself.
+    assert forwards.windows[:2] == [NUM_TOKENS, slots.round_up(own, slots.LENGTH_STEP)]
     sampled = [id for id in output.token_ids if id != chat.image_vocabulary.row_end_id]
-    assert len(forwards) == 1 + len(sampled) + (output.finish_reason == "stop")
-    assert set(forwards.windows[1:]) <= {1, 2}
+    assert len(forwards) == 2 + len(sampled) + (output.finish_reason == "stop")
+    assert set(forwards.windows[2:]) <= {1, 2}
     assert conversation.token_ids[length:][own:][: len(output.token_ids)] == output.token_ids
 
 

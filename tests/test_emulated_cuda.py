@@ -6,6 +6,7 @@ import torch
 from emulated_cuda import emulated_cuda
 from omni import chat_from, img2img_from
 
+from lumina_mgpt_diffusers import LuminaMGPTConversation
 from lumina_mgpt_diffusers.lumina_mgpt import engine, slots
 
 
@@ -173,8 +174,11 @@ def test_streams_images_and_conversations_are_those_of_the_host(trained_pipe, mo
         options = {"height": 32, "width": 64, "generator": seed(0), "output_type": "latent"}
         *_, last = text2img.stream(PROMPTS[0], **options)
         edited = img2img("Make it night.", image=picture, generator=seed(1), output_type="latent").images
-        said = chat("What is it? <|image|>", images=[picture], generator=seed(2), max_new_tokens=12)
-        return [codes.tolist() for codes in (*last.codes, *edited)] + [said.text]
+        conversation = LuminaMGPTConversation(seed(2))
+        said = chat("What is it? <|image|>", images=[picture], conversation=conversation, max_new_tokens=12)
+        assert conversation.num_cached_tokens > 12
+        more = chat("And?", conversation=conversation, max_new_tokens=4)
+        return [codes.tolist() for codes in (*last.codes, *edited)] + [said.text, more.text]
 
     expected = run(trained_pipe, img2img_from(trained_pipe), chat_from(trained_pipe))
     monkeypatch.setitem(engine.FRONTIER_LAG, "cuda", lag)

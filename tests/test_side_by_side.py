@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import copy_of
 from omni import chat_from, img2img_from
+from peft import LoraConfig, get_peft_model
 
 from lumina_mgpt_diffusers import LuminaMGPTConversation
 from lumina_mgpt_diffusers.lumina_mgpt import engine, slots
 from lumina_mgpt_diffusers.lumina_mgpt.evaluation import evaluating
+from lumina_mgpt_diffusers.lumina_mgpt.noise import draw_key
 
 
 CALLS = [
@@ -194,6 +196,25 @@ def test_one_conversation_is_answered_one_turn_at_a_time(trained_pipe):
     assert chat("Hello", conversation=conversation, max_new_tokens=2).finish_reason in ("stop", "length")
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_turn_that_fails_takes_its_key_back_unless_others_were_drawn_since(trained_pipe, is_shared):
+    chat = chat_from(trained_pipe)
+    generator = seeded(0)
+    one, other = LuminaMGPTConversation(generator), LuminaMGPTConversation(generator)
+    stream = chat.stream("Tell a story with two pictures.", conversation=one, top_k=1, text_top_k=1)
+    next(stream)
+    if is_shared:
+        chat("Hello", conversation=other, max_new_tokens=1)
+    with pytest.raises(RuntimeError):
+        stream.throw(RuntimeError)
+    expected = seeded(0)
+    for _ in range(2 * is_shared):
+        draw_key(expected)
+    assert torch.equal(generator.get_state(), expected.get_state())
+    assert one.token_ids == []
+    one.check_free()
+
+
 def test_a_cache_of_another_dtype_is_left(trained_pipe):
     pipe = copy_of(trained_pipe)
     chat = chat_from(pipe)
@@ -205,6 +226,102 @@ def test_a_cache_of_another_dtype_is_left(trained_pipe):
     fresh.token_ids, conversation.generator = list(conversation.token_ids), seeded(1)
     answers = [chat("And?", conversation=one, max_new_tokens=8).token_ids for one in (conversation, fresh)]
     assert answers[0] == answers[1]
+
+
+# A cache of other weights
+
+
+def load_adapter(pipe) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    pipe.transformer.add_adapter(config, "style")
+
+
+def fuse_and_unload(pipe) -> None:
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+
+
+def merge_by_peft(pipe) -> None:
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=["k_proj"], init_lora_weights=False)
+    assert get_peft_model(pipe.transformer, config).merge_and_unload() is pipe.transformer
+
+
+def load_other_weights(pipe) -> None:
+    weights = {name: tensor.flip(0) for name, tensor in pipe.transformer.state_dict().items() if "v_proj" in name}
+    pipe.transformer.load_state_dict(weights, strict=False)
+
+
+def average_weights(pipe) -> None:
+    for parameter in pipe.transformer.model.layers[0].parameters():
+        parameter.data.mul_(0.5)
+
+
+def replace_the_transformer(pipe) -> None:
+    pipe.transformer = copy.deepcopy(pipe.transformer)
+    load_other_weights(pipe)
+
+
+CHANGES = {
+    "load": (None, load_adapter),
+    "unload": (load_adapter, lambda pipe: pipe.unload_lora_weights()),
+    "delete": (load_adapter, lambda pipe: pipe.delete_adapters("style")),
+    "scale": (load_adapter, lambda pipe: pipe.set_adapters("style", 0.3)),
+    "disable": (load_adapter, lambda pipe: pipe.disable_lora()),
+    "disable by transformers": (load_adapter, lambda pipe: pipe.transformer.disable_adapters()),
+    "fuse": (load_adapter, lambda pipe: pipe.fuse_lora(lora_scale=0.5)),
+    "fuse and unload": (load_adapter, fuse_and_unload),
+    "merge by peft": (None, merge_by_peft),
+    "load weights": (None, load_other_weights),
+    "average": (None, average_weights),
+    "replace": (None, replace_the_transformer),
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "load weights in inference mode"])
+def test_a_cache_of_other_weights_is_left(trained_pipe, change):
+    is_inference = change.endswith(" in inference mode")
+    prepare, change = CHANGES[change.removesuffix(" in inference mode")]
+    with torch.inference_mode(is_inference):
+        pipe = copy_of(trained_pipe)
+        if prepare is not None:
+            prepare(pipe)
+        conversation = LuminaMGPTConversation(seeded(0))
+        chat = chat_from(pipe)
+        chat("Hello, who are you?", conversation=conversation, max_new_tokens=9)
+        assert conversation.num_cached_tokens > 20
+        change(pipe)
+        chat = chat_from(pipe)
+        fresh = LuminaMGPTConversation(seeded(1))
+        fresh.token_ids, conversation.generator = list(conversation.token_ids), seeded(1)
+        answers = [chat("And?", conversation=one, max_new_tokens=9).token_ids for one in (conversation, fresh)]
+        assert answers[0] == answers[1]
+        assert all(
+            torch.equal(keys, other) for keys, other in zip(contents(conversation), contents(fresh), strict=True)
+        )
+
+
+def contents(conversation: LuminaMGPTConversation) -> list[torch.Tensor]:
+    return [states for layer in conversation._cache.layers for states in (layer.keys, layer.values)]
+
+
+def test_a_cache_of_the_same_weights_is_used(trained_pipe):
+    pipe = copy_of(trained_pipe)
+    load_adapter(pipe)
+    conversation = LuminaMGPTConversation(seeded(0))
+    chat = chat_from(pipe)
+    chat("Hello, who are you?", conversation=conversation, max_new_tokens=20)
+    for change in (pipe.disable_lora, pipe.enable_lora, lambda: pipe.to("cpu"), pipe.transformer.train):
+        change()
+    number = conversation.num_cached_tokens
+    fed = []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(int(kwargs["position_ids"].min())), with_kwargs=True
+    )
+    chat("And?", conversation=conversation, max_new_tokens=2)
+    hook.remove()
+    # The tokens that show the weights, then the turn's own.
+    assert fed[:2] == [0, number]
 
 
 # What surrounds a call

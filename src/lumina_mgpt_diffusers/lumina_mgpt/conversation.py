@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +54,8 @@ class LuminaMGPTConversation:
     """
     A conversation over several calls of [`LuminaMGPTChatPipeline`].
 
-    It holds the exact tokens so far and the KV cache of them, so that a turn costs no more than its own tokens.
+    It holds the exact tokens so far and the KV cache of them, so that a turn costs no more than its own tokens and a
+    short forward, which tells whether the weights are still those of the cache.
 
     An image that was cut off is whole in it: what was not sampled repeats the codes above. If nothing was sampled, the
     conversation goes on without the image.
@@ -79,7 +78,7 @@ class LuminaMGPTConversation:
         self._cache: SlotCache | None = None
         self._num_cached = 0
         self._cache_kind: object = None
-        self._is_busy = False
+        self._turn: object = None
 
     @property
     def num_cached_tokens(self) -> int:
@@ -97,18 +96,18 @@ class LuminaMGPTConversation:
 
     def check_free(self) -> None:
         """Raise a `ValueError` if a turn is being answered."""
-        if self._is_busy:
+        if self._turn is not None:
             raise ValueError(
                 "`conversation` is in the middle of a turn: another call or stream answers it. Finish or close that"
                 " first, or go on with a conversation of its own."
             )
 
-    @contextmanager
-    def turn(self, before: list[int]) -> Iterator[None]:
+    def begin_turn(self, turn: object, before: list[int]) -> None:
         """
-        Have the conversation for a turn, alone.
+        Have the conversation for a turn, alone, until [`extend`] or [`leave_turn`].
 
         Args:
+            turn (`object`): What the turn is known by.
             before (`list[int]`): The tokens that the turn comes after.
 
         Raises:
@@ -118,40 +117,53 @@ class LuminaMGPTConversation:
             self.check_free()
             if self.token_ids != before:
                 raise ValueError("`conversation` has gone on since this turn was made: make it anew.")
-            self._is_busy = True
-        try:
-            yield
-        finally:
-            self._is_busy = False
+            self._turn = turn
+
+    def is_in(self, turn: object) -> bool:
+        """Whether a turn is being answered and is this one."""
+        return self._turn is turn
+
+    def leave_turn(self, turn: object) -> None:
+        """End a turn that came to no answer. One that did has ended."""
+        if self.is_in(turn):
+            self._turn = None
 
     def take_cache(self, kind: object) -> tuple[SlotCache | None, int]:
         """
         The cache, to be extended, and the number of tokens in it. Without it the conversation is still whole.
 
         Args:
-            kind (`object`): What it has to have been made with: dtype and device of the model.
+            kind (`object`): What it has to have been made with, see [`~engine.Engine.contents_kind`].
         """
         taken = (self._cache, self._num_cached) if kind == self._cache_kind else (None, 0)
         self.drop_cache()
         return taken
 
     def extend(
-        self, token_ids: list[int], finish_reason: str, cache: SlotCache | None, num_cached: int, kind: object
+        self,
+        token_ids: list[int],
+        finish_reason: str,
+        generator: torch.Generator,
+        cache: SlotCache | None,
+        num_cached: int,
+        kind: object,
     ) -> None:
         """
-        Go on to after an answer.
+        Go on to after an answer, all at once, and end its turn.
 
         Args:
             token_ids (`list[int]`): The whole conversation, up to the separator after the answer.
             finish_reason (`str`): How the answer ended.
+            generator (`torch.Generator`): The generator of its noise.
             cache ([`SlotCache`], *optional*): Cache of one row.
             num_cached (`int`): Number of tokens in it.
             kind (`object`): As for [`take_cache`].
         """
-        self.token_ids = list(token_ids)
-        self.finish_reason = finish_reason
-        self._cache, self._num_cached = (cache, num_cached) if cache is not None else (None, 0)
-        self._cache_kind = kind
+        # Assignments alone, which Ctrl-C does not come between.
+        cache, num_cached = (None, 0) if cache is None else (cache, num_cached)
+        self.token_ids, self.finish_reason, self.generator = token_ids, finish_reason, generator
+        self._cache, self._num_cached, self._cache_kind = cache, num_cached, kind
+        self._turn = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.token_ids)} tokens, {self._num_cached} of them cached)"

@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from .batch import Batch
 from .drafts import Drafts
 from .evaluation import evaluating
+from .fingerprint import fingerprint
 from .host_copy import HostCopy
 from .kv_cache import SlotCache
 from .noise import gumbel_noise
@@ -153,6 +154,10 @@ class Engine:
         config = self.transformer.config
         heads = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
         return (self.transformer.dtype, self.device, autocast, config.num_hidden_layers, *heads)
+
+    def contents_kind(self) -> tuple:
+        """What a KV cache has to have in common for what is in it to be what this engine would write."""
+        return (*self.cache_kind, fingerprint(self.transformer, self.device, self._slots.logits_range))
 
     @property
     def is_idle(self) -> bool:

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import repeat
 
 import torch.nn as nn
 
 
-# Of each model that is sampled from: by how many, and which of its modules were in training mode before. A mode is the
-# model's, whoever samples, so no engine can keep this for itself.
-_sampled: dict[nn.Module, tuple[int, list[nn.Module]]] = {}
+# Of each model that is sampled from: by how many, and what turns training mode on again. A mode is the model's,
+# whoever samples, so no engine can keep this for itself.
+_sampled: dict[nn.Module, tuple[int, Callable[[], object]]] = {}
 _lock = threading.Lock()
 
 
@@ -27,20 +29,26 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module (`nn.Module`): The model, compiled or not.
     """
     model = getattr(module, "_orig_mod", module)
-    with _lock:
-        number, training = _sampled.get(model, (0, []))
-        if number == 0 and module.training:
-            training = [part for part in module.modules() if part.training]
-        for part in training:
-            part.training = False
-        _sampled[model] = number + 1, training
+    is_counted = False
     try:
+        with _lock:
+            number, restore = _sampled.get(model, (0, None))
+            training = []
+            if number == 0:
+                if model.training:
+                    training = [vars(part) for part in model.modules() if vars(part).get("training")]
+                # All at once, in C: Ctrl-C comes before or after.
+                restore = partial(any, map(dict.update, training, repeat({"training": True})))
+            _sampled[model], is_counted = (number + 1, restore), True
+            for part in training:
+                part["training"] = False
         yield
     finally:
         with _lock:
-            number, training = _sampled.pop(model)
-            if number > 1:
-                _sampled[model] = number - 1, training
-            else:
-                for part in training:
-                    part.training = True
+            if is_counted:
+                number, restore = _sampled[model]
+                if number > 1:
+                    _sampled[model] = number - 1, restore
+                else:
+                    del _sampled[model]
+                    restore()

@@ -25,6 +25,21 @@ def draw_key(generator: torch.Generator) -> int:
     return int(torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=generator.device))
 
 
+def take_back_key(generator: torch.Generator, state: torch.Tensor) -> None:
+    """
+    Have a generator as it was before a key was drawn from it, unless something else was drawn since.
+
+    Args:
+        generator (`torch.Generator`): The generator.
+        state (`torch.Tensor`): Its state before.
+    """
+    moved = torch.Generator(generator.device)
+    moved.set_state(state)
+    draw_key(moved)
+    if torch.equal(generator.get_state(), moved.get_state()):
+        generator.set_state(state)
+
+
 def gumbel_noise(keys: torch.LongTensor, places: torch.LongTensor, num_codes: int) -> torch.Tensor:
     """
     The noise of places.

@@ -184,12 +184,13 @@ class LuminaMGPTImagePipeline(LuminaMGPTBasePipeline):
         step = _num_final(rows, call) - 1
         guidance_scale = call.guidance_scale
         before = _codes(engine, rows)
-        token = CURRENT_CALL.set((self, call))
+        inputs = dict.fromkeys(call.callback_tensor_inputs, _copy(before))
+        outer = CURRENT_CALL.get()
         try:
-            inputs = dict.fromkeys(call.callback_tensor_inputs, _copy(before))
+            CURRENT_CALL.set((self, call))
             outputs = call.callback(self, step, torch.tensor(step, device=engine.device), inputs)
         finally:
-            CURRENT_CALL.reset(token)
+            CURRENT_CALL.set(outer)
         changed_scale = check_guidance_scale(call.guidance_scale, "pipe._guidance_scale")
         if changed_scale != guidance_scale:
             for row in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 
 import torch
 from diffusers.utils import replace_example_docstring
@@ -15,8 +15,8 @@ from .chat_messages import Turns, read_messages, split_batch
 from .conversation import ImagePart, LuminaMGPTConversation, TextPart
 from .engine import Engine
 from .image_encoding import ImageInput
-from .noise import draw_key
-from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline
+from .noise import draw_key, take_back_key
+from .pipeline_base import OUTPUT_TYPES, LuminaMGPTBasePipeline, start_generator
 from .pipeline_output import LuminaMGPTChatPipelineOutput
 from .request import Grammar, Request
 from .row import Row, SampledImage, SampledText
@@ -55,9 +55,7 @@ MAX_NEW_TOKENS = 1 << 20
 
 class Answers:
     """
-    The answers of a call, sampled as they are iterated over.
-
-    However that ends, each conversation goes on from its answer as far as that came.
+    The answers of a call: `begin`, then `sample`, then `commit`, and `end` however it ends.
 
     Args:
         pipe ([`LuminaMGPTChatPipeline`]): The pipeline.
@@ -83,31 +81,48 @@ class Answers:
         self.requests, self.conversations, self.befores = requests, conversations, befores
         self.generator = generator
         self.rows: list[Row] = []
+        self._turn = object()
+        self._kind: tuple | None = None
+        # What draws the noise of each, with its state before.
+        self._drawn: list[tuple[torch.Generator, torch.Tensor]] = []
+
+    def begin(self) -> None:
+        """Have the conversations for this turn."""
+        for conversation, before in zip(self.conversations, self.befores):
+            conversation.begin_turn(self._turn, before)
+
+    def commit(self) -> None:
+        """Have each conversation go on from its answer as far as that came."""
+        for row, conversation, (generator, _) in zip(self.rows, self.conversations, self._drawn):
+            if row.error is None:
+                conversation.extend(row.tokens, row.finish_reason, generator, row.cache, row.num_fed, self._kind)
+
+    def end(self) -> None:
+        """Leave the conversations that did not go on, with their generators as before."""
+        for conversation, (generator, state) in zip(self.conversations, self._drawn):
+            if conversation.is_in(self._turn):
+                take_back_key(generator, state)
+        for conversation in self.conversations:
+            conversation.leave_turn(self._turn)
 
     @torch.no_grad()
-    def __iter__(self) -> Iterator[tuple[int, SampledText | SampledImage]]:
-        """Each piece with the index of its answer."""
+    def sample(self) -> Iterator[tuple[int, SampledText | SampledImage]]:
+        """Each piece with the index of its answer. Closed, the answers end there."""
         engine, self.engine = self.engine, None
-        with ExitStack() as turns:
-            for conversation, before in zip(self.conversations, self.befores):
-                turns.enter_context(conversation.turn(before))
-            self.draw_keys()
-            kind = engine.cache_kind
-            for request, conversation in zip(self.requests, self.conversations):
-                request.cache, request.num_cached = conversation.take_cache(kind)
-                self.rows.append(engine.submit(request))
-            try:
-                yield from self._sample(engine)
-            except GeneratorExit:
-                for row in self.rows:
-                    engine.stop(row)
-                raise
-            finally:
-                for row, conversation in zip(self.rows, self.conversations):
-                    if row.is_finished and row.error is None:
-                        conversation.extend(row.tokens, row.finish_reason, row.cache, row.num_fed, kind)
+        self.draw_keys()
+        if any(request.keep_cache for request in self.requests):
+            self._kind = engine.contents_kind()
+        for request, conversation in zip(self.requests, self.conversations):
+            request.cache, request.num_cached = conversation.take_cache(self._kind)
+            self.rows.append(engine.submit(request))
+        try:
+            yield from self._pieces(engine)
+        except GeneratorExit:
+            for row in self.rows:
+                engine.stop(row)
+            raise
 
-    def _sample(self, engine: Engine) -> Iterator[tuple[int, SampledText | SampledImage]]:
+    def _pieces(self, engine: Engine) -> Iterator[tuple[int, SampledText | SampledImage]]:
         with self.pipe.progress_bar(total=sum(request.max_new_tokens for request in self.requests)) as progress_bar:
             self.pipe.lend(engine, self.requests)
             while not engine.is_idle and not self.call.interrupt:
@@ -124,24 +139,22 @@ class Answers:
         self.pipe.keep(engine, self.requests)
 
     def draw_keys(self) -> None:
-        """Give the requests the keys of their noise, from the generators of their conversations."""
-        self._assign_generators()
-        for request, conversation in zip(self.requests, self.conversations):
-            request.key = draw_key(conversation.generator)
+        """Give the requests the keys of their noise."""
+        for index, request in enumerate(self.requests):
+            generator = self._generator_of(index)
+            self._drawn.append((generator, generator.get_state()))
+            request.key = draw_key(generator)
 
-    def _assign_generators(self) -> None:
-        """Give the conversations the generators of the call, those without any a random one."""
+    def _generator_of(self, index: int) -> torch.Generator:
+        """The generator of a conversation from this turn on: that of the call, else its own, else a random one."""
         generator = self.generator
-        for index, conversation in enumerate(self.conversations):
-            if isinstance(generator, list):
-                conversation.generator = generator[index]
-            elif generator is not None and len(self.conversations) == 1:
-                conversation.generator = generator
-            elif generator is not None:
-                conversation.generator = torch.Generator(generator.device).manual_seed(draw_key(generator))
-            elif conversation.generator is None:
-                conversation.generator = torch.Generator()
-                conversation.generator.seed()  # from the system: the global random state stays as it is
+        if isinstance(generator, list):
+            return generator[index]
+        if generator is not None and len(self.conversations) == 1:
+            return generator
+        if generator is not None:
+            return torch.Generator(generator.device).manual_seed(draw_key(generator))
+        return self.conversations[index].generator or start_generator(None, 1)[0]
 
 
 class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
@@ -259,14 +272,18 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
         return_dict = check_flag("return_dict", return_dict)
         answers, is_batch = self._start(**call_arguments(locals()))
         pieces: list[list[SampledText | SampledImage]] = [[] for _ in answers.requests]
-        for index, piece in answers:
-            pieces[index].append(piece)
-
         outputs = []
-        for row, conversation, own in zip(answers.rows, answers.conversations, pieces):
-            parts = merge_text(self._to_parts(own, output_type))
-            outputs.append(LuminaMGPTChatPipelineOutput(parts, row.finish_reason, row.token_ids, conversation))
-        self.maybe_free_model_hooks()
+        try:
+            answers.begin()
+            for index, piece in answers.sample():
+                pieces[index].append(piece)
+            for row, conversation, own in zip(answers.rows, answers.conversations, pieces):
+                parts = merge_text(self._to_parts(own, output_type))
+                outputs.append(LuminaMGPTChatPipelineOutput(parts, row.finish_reason, row.token_ids, conversation))
+            self.maybe_free_model_hooks()
+            answers.commit()
+        finally:
+            answers.end()
         if not return_dict:
             outputs = [output.to_tuple() for output in outputs]
         return outputs if is_batch else outputs[0]
@@ -318,9 +335,15 @@ class LuminaMGPTChatPipeline(LuminaMGPTBasePipeline):
     @torch.no_grad()
     def _stream(self, answers: Answers, output_type: str) -> Iterator[TextPart | ImagePart]:
         try:
-            with closing(iter(answers)) as pieces:
+            answers.begin()
+            with closing(answers.sample()) as pieces:
                 yield from self._to_parts((piece for _, piece in pieces), output_type)
+            answers.commit()
+        except GeneratorExit:
+            answers.commit()
+            raise
         finally:
+            answers.end()
             self.maybe_free_model_hooks()
 
     @torch.no_grad()
