@@ -9,6 +9,7 @@ WORK=pocket_work  # the recipes name it too; make it a link to put it elsewhere
 PYTHON=${PYTHON:-python}
 VQ_STEPS=${VQ_STEPS:-16500}
 STAGES=${STAGES:-96:40000 128:270000}  # base size, and scenes of text to image
+PAIRS=${PAIRS:-100000}  # scenes of two objects, of which most is to be learnt: what is where and what belongs together
 TASKS=${TASKS:-segmentation:16000 depth:8000 normal:4000 detection:16000 control:14000 edit:30000 question:20000
     conversation:6000 caption:8000}  # with samples of each
 NUM_PROCESSES=${NUM_PROCESSES:-2}  # of the last and longest training
@@ -34,6 +35,8 @@ for task in $TASKS; do
     step $POCKET/make_data.py --pipeline "$WORK/start" --output "$WORK/data" --base_size 128 --tasks "${task%:*}" \
         --first 1000000 --num_samples "${task#*:}" --vqvae_dtype bfloat16
 done
+step $POCKET/make_data.py --pipeline "$WORK/start" --output "$WORK/pairs" --base_size 128 --num_things 2 \
+    --first 2000000 --num_samples "$PAIRS" --vqvae_dtype bfloat16
 OMP_NUM_THREADS=1 step -m torch.distributed.run --nproc_per_node "$NUM_PROCESSES" \
     examples/training/train_omni_sft.py --config $POCKET/recipes/omni_sft.yaml \
     --train_batch_size $((64 / NUM_PROCESSES))
