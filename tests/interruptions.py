@@ -35,7 +35,7 @@ class Interrupter:
     def __init__(self, place: Place | None = None) -> None:
         self.place = place
         self.counts: Counter = Counter()
-        self.is_sent = False
+        self.is_sent = self.is_late = False
 
     def run(self, call: Callable[[], object]) -> bool:
         """Whether the call was interrupted."""
@@ -52,6 +52,10 @@ class Interrupter:
         return False
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code.co_filename == __file__:
+            # What a trace function raises ends the frame that it is called for without its `finally`: a line later.
+            self.is_late = True
+            return
         sys.settrace(None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once
         self.is_sent = True
@@ -64,7 +68,8 @@ class Interrupter:
         if event == "line":
             line = frame.f_code.co_filename, frame.f_lineno
             self.counts[line] += 1
-            if (*line, self.counts[line]) == self.place:
+            if self.is_late or (*line, self.counts[line]) == self.place:
+                self.is_late = False
                 return send_signal
         return self._count
 
