@@ -142,13 +142,13 @@ def test_the_same_codes_beside_others_that_are_under_way(
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", [None, "inductor"])
-def test_the_same_codes_in_every_company(wide_pipe, dtype, backend, monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=32)
+def test_the_same_codes_in_every_company(wide_pipe, dtype, backend):
     """The whole: drafts x company x time of entry x guidance x top-k, eager and compiled."""
     pipe = copy_of(wide_pipe)
     pipe.transformer.to(dtype)
     if backend is not None:
         torch._dynamo.reset()
-        monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 32)
         pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend=backend)
     bench = Bench(pipe)
     companies = list(itertools.product((1.0, 4.0), (1, 50, 2000, 0), DRAFTS, (1, 2, 5, 16), (0, 7, 100)))
