@@ -87,7 +87,9 @@ class TrainingCase(ImageCase):
         pipe = copy_of(pipe)
         pipe.transformer.train()
         pipe.transformer.model.layers[0].eval()
+        before = modes(pipe)
         super().__init__(pipe)
+        assert modes(pipe) == before
 
 
 class TurnCase(ImageCase):
